@@ -1,0 +1,157 @@
+"""The one source of time, chance, ids and concurrency.
+
+Nothing else in the library reads a clock, draws a number, or starts a thread or a loop, but `http`, the
+worker threads and the stores on disk. A simulator gives another `Env` and runs the same code from a seed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
+
+_CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+
+
+class Timer(Protocol):
+    """What `Loop.call_later` returns."""
+
+    def cancel(self) -> None:
+        """Forget the call, if it has not been made."""
+        ...
+
+
+class Loop(Protocol):
+    """A single-threaded place where callbacks and coroutines run in order."""
+
+    name: str
+
+    def call(self, function: Callable[..., object], *args: Any) -> None:
+        """Run `function(*args)` on the loop soon. From any thread; calls keep their order. Dropped once closed."""
+        ...
+
+    def call_later(self, delay: float, function: Callable[..., object], *args: Any) -> Timer:
+        """Run `function(*args)` in `delay` seconds. On the loop only."""
+        ...
+
+    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Start a task. On the loop only."""
+        ...
+
+    def is_current(self) -> bool:
+        """Whether the caller runs on this loop."""
+        ...
+
+    def close(self, timeout: float) -> bool:
+        """Cancel what is left and end the loop; False if it did not end within `timeout` seconds."""
+        ...
+
+
+class LoopThread:
+    """A `Loop`: asyncio on a daemon thread of its own.
+
+    `call` gathers: however many calls arrive before the loop wakes, it is woken once.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._calls: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self._woken = False
+        self._closed = False
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._main, name=name, daemon=True)
+        self._thread.start()
+
+    def call(self, function: Callable[..., object], *args: Any) -> None:
+        self._calls.append((function, args))
+        if not self._woken:
+            self._woken = True
+            try:
+                self._loop.call_soon_threadsafe(self._drain)
+            except RuntimeError:  # closed: the runtime is gone, and so is who would have listened
+                self._calls.clear()
+
+    def call_later(self, delay: float, function: Callable[..., object], *args: Any) -> Timer:
+        return self._loop.call_later(delay, function, *args)
+
+    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        return self._loop.create_task(coroutine)
+
+    def is_current(self) -> bool:
+        return threading.get_ident() == self._thread.ident
+
+    def close(self, timeout: float) -> bool:
+        if not self._closed:
+            self._closed = True
+            self.call(self._loop.stop)
+        if self.is_current():
+            return False
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _drain(self) -> None:
+        # The flag falls before the queue is read: a call that arrives after the last look wakes the loop again.
+        self._woken = False
+        calls = self._calls
+        while calls:
+            function, args = calls.popleft()
+            try:
+                function(*args)
+            except BaseException as error:  # a callback's escape must never end the loop, not even SystemExit
+                self._loop.call_exception_handler({"message": f"{function!r} failed", "exception": error})
+
+    def _main(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_forever()
+        finally:
+            tasks = asyncio.all_tasks(self._loop)
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                self._loop.run_until_complete(asyncio.wait(tasks, timeout=2.0))
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+            self._loop.close()
+
+
+class Env:
+    """The real world. A simulator overrides every method."""
+
+    def __init__(self, seed: int | None = None) -> None:
+        self._random = random.Random(seed)
+
+    def now(self) -> int:
+        """Nanoseconds since 1970, UTC. For records and due times; order never comes from it."""
+        return time.time_ns()
+
+    def monotonic(self) -> float:
+        """Seconds on a clock that never goes back. For durations and intensity."""
+        return time.monotonic()
+
+    def random(self) -> float:
+        """A number in [0, 1)."""
+        return self._random.random()
+
+    def new_id(self) -> str:
+        """A ULID: 26 characters that sort by the millisecond of their making."""
+        number = (self.now() // 1_000_000) << 80 | self._random.getrandbits(80)
+        return "".join(_CROCKFORD[number >> shift & 31] for shift in range(125, -1, -5))
+
+    def start_loop(self, name: str) -> Loop:
+        """Start a loop."""
+        return LoopThread(name)
+
+    def start_thread(self, name: str, target: Callable[[], object]) -> threading.Thread:
+        """Start a daemon thread."""
+        thread = threading.Thread(target=target, name=name, daemon=True)
+        thread.start()
+        return thread
+
+    def process_id(self) -> int:
+        """The process, to tell a fork from its parent."""
+        return os.getpid()

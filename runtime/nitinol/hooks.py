@@ -1,0 +1,90 @@
+"""Hooks: a user's own code at the fixed points of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypeVar
+
+from nitinol.messages import Message, ToolCall
+from nitinol.provider import ModelRequest, ModelResponse
+from nitinol.result import RunResult
+from nitinol.tool_spec import ToolResult
+
+T = TypeVar("T")
+
+HookPoint = Literal[
+    "agent_start", "before_model", "after_model", "before_tool", "after_tool", "on_error", "after_run", "agent_stop"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """From `before_tool`: answer this call with an error; the run goes on. Anywhere else it is a mistake."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Halt:
+    """From any hook: end the run as `halted`."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HookContext:
+    """What a hook is told."""
+
+    agent: str
+    key: str
+    run_id: str | None
+    turn: int
+    status: Literal["running", "idle"]
+    """`running` in a run, `idle` in `agent_start` and `agent_stop`."""
+    deps: Any
+    messages: tuple[Message, ...]
+    """The conversation, as committed."""
+
+
+class Hooks:
+    """Override what you need, as `def` or `async def`.
+
+    A `def` runs on a worker thread, an `async def` on the user loop, never where agents live. Several hooks run in the
+    order of `Agent(hooks=[…])`; each sees what the one before it changed; the first `Halt` wins. Results are committed
+    before they take effect, so recovery runs no hook twice for the same committed step; a hook runs at least once.
+    One that raises, or takes longer than `timeout` seconds, fails the run; in `after_run` and `agent_stop` that is
+    only logged.
+    """
+
+    timeout: ClassVar[float] = 30.0
+    """Seconds one hook may take."""
+
+    def agent_start(self, ctx: HookContext) -> Halt | None | Awaitable[Halt | None]:
+        """An agent comes up, or comes back. `Halt` refuses it: its runs end `halted`."""
+
+    def before_model(self, ctx: HookContext, request: ModelRequest) -> ModelRequest | Halt | None | Awaitable[ModelRequest | Halt | None]:
+        """Before each request. Return a changed request, or `None` to leave it."""
+
+    def after_model(self, ctx: HookContext, response: ModelResponse) -> ModelResponse | Halt | None | Awaitable[ModelResponse | Halt | None]:
+        """After each whole answer. Return a changed one, or `None` to leave it."""
+
+    def before_tool(self, ctx: HookContext, call: ToolCall) -> ToolCall | Block | Halt | None | Awaitable[ToolCall | Block | Halt | None]:
+        """Before each tool call. Return a call with changed arguments, or `None` to leave it."""
+
+    def after_tool(self, ctx: HookContext, call: ToolCall, result: ToolResult) -> ToolResult | Halt | None | Awaitable[ToolResult | Halt | None]:
+        """After each tool that ran. Return a changed result, or `None` to leave it."""
+
+    def on_error(self, ctx: HookContext, error: str) -> Halt | None | Awaitable[Halt | None]:
+        """After each failed attempt at a model."""
+
+    def after_run(self, ctx: HookContext, result: RunResult[Any]) -> None | Awaitable[None]:
+        """After `run.finished` was committed."""
+
+    def agent_stop(self, ctx: HookContext, reason: str) -> None | Awaitable[None]:
+        """The agent is stopped; its failure does not prevent the stop."""
+
+
+def implementers(hooks: tuple[Hooks, ...], point: HookPoint) -> tuple[Hooks, ...]:
+    """The hooks that override this point; empty means the runtime need not go there."""
+    return tuple(hook for hook in hooks if getattr(type(hook), point) is not getattr(Hooks, point))

@@ -1,0 +1,162 @@
+"""The contract between the runtime and a provider: one request in, a stream of deltas and one response out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+
+from nitinol.errors import ConfigurationError, UnknownModel
+from nitinol.http import Http
+from nitinol.messages import DeltaKind, Message, StopReason
+from nitinol.prices import PriceList
+from nitinol.tool_spec import Tool
+from nitinol.usage import Usage
+
+Thinking = int | Literal["low", "medium", "high"]
+
+ENTRY_POINTS = "nitinol.providers"
+"""The entry-point group that maps the part of a model string before its first colon to a provider."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """What a provider knows of its model."""
+
+    context_window: int | None = None
+    """Tokens of input and output together; `None` = unknown."""
+    max_output_tokens: int | None = None
+    """Tokens of one answer; `None` = unknown."""
+    prices: PriceList | None = None
+    """`None` = unknown, so the cost is unknown; never free."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRequest:
+    """What a model is sent. Hooks may change it with `replace`."""
+
+    messages: tuple[Message, ...]
+    instructions: str | None = None
+    tools: tuple[Tool, ...] = ()
+    output_schema: Mapping[str, Any] | None = None
+    """JSON schema the answer must follow."""
+    max_output_tokens: int | None = None
+    temperature: float | None = None
+    thinking: Thinking | None = None
+    cache: bool = True
+    """Whether the provider may cache the prompt."""
+    extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """The vendor's own options, sent as they are."""
+    stall: float = 60.0
+    """Seconds without a byte after which the attempt is a `ProviderTimeout`."""
+    timeout: float | None = None
+    """Seconds until the run's deadline; `None` = no deadline."""
+    key: str = ""
+    run_id: str = ""
+    turn: int = 0
+    attempt: int = 0
+
+    def replace(self, **changes: Any) -> ModelRequest:
+        """A copy with other fields."""
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A piece of an answer, as it comes."""
+
+    kind: DeltaKind
+    text: str
+    index: int = 0
+    """Which part of the answer; for `tool_args`, which call."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelResponse:
+    """A whole answer; the last thing a stream yields."""
+
+    message: Message
+    usage: Usage | None
+    """`None` where the provider did not say; then it is unknown, not zero."""
+    stop_reason: StopReason
+    raw_model: str | None = None
+    """The model that answered, by the provider's own name."""
+    response_id: str | None = None
+
+    def replace(self, **changes: Any) -> ModelResponse:
+        """A copy with other fields."""
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True, slots=True)
+class UsageSoFar:
+    """Usage that a provider tells before its answer ends; what a cut stream is billed by."""
+
+    usage: Usage
+
+
+StreamPart: TypeAlias = Delta | UsageSoFar | ModelResponse
+
+
+@runtime_checkable
+class Provider(Protocol):
+    """Speaks one vendor's wire format for one model.
+
+    Contract: it keeps no client, no loop and no state between calls, and may be used by any number of agents at once.
+    """
+
+    name: str
+    """The vendor, in lower case."""
+    model: str
+    """The name sent to the vendor."""
+
+    def info(self) -> ModelInfo:
+        """What is known of the model. Does no I/O."""
+        ...
+
+    def stream(self, request: ModelRequest, http: Http) -> AsyncIterator[StreamPart]:
+        """Ask the model.
+
+        Contract: runs on the runtime's I/O loop; yields deltas, then exactly one `ModelResponse`, last. Raises a
+        `ProviderError` or nothing; a stream that ends without the vendor's own end is `MalformedResponse`.
+        """
+        ...
+
+
+ProviderFactory = Callable[[str], Provider]
+
+
+def resolve(model: str | Provider) -> Provider:
+    """The provider of a model string, such as `"ollama:llama3.2:3b"`; a provider is returned as it is.
+
+    Raises:
+        UnknownModel: The string has no prefix, or no installed package serves it.
+        ConfigurationError: The provider refuses it, for want of a key for instance.
+    """
+    if not isinstance(model, str):
+        if not isinstance(model, Provider):  # pyright: ignore[reportUnnecessaryIsInstance] # users pass what they like
+            raise ConfigurationError(f"model={model!r} is neither a model string nor a provider (name, model, info, stream)")
+        return model
+    prefix, colon, name = model.partition(":")
+    if not colon or not prefix or not name:
+        raise UnknownModel(f"model {model!r} must be 'provider:model', for instance 'ollama:llama3.2'; known providers: {_known()}")
+    found = _entry_points().get(prefix)
+    if found is None:
+        raise UnknownModel(f"no provider {prefix!r} for model {model!r}; known: {_known()}; a package adds one with an entry point in {ENTRY_POINTS!r}")
+    factory: ProviderFactory = found.load()
+    return factory(name)
+
+
+def _entry_points() -> dict[str, EntryPoint]:
+    global _cached
+    if _cached is None:
+        _cached = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    return _cached
+
+
+def _known() -> str:
+    return ", ".join(sorted(_entry_points())) or "none (is nitinol installed?)"
+
+
+_cached: dict[str, EntryPoint] | None = None

@@ -1,0 +1,364 @@
+"""Tools: a typed function, its schema, and what it is told when it is called."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, cast, get_type_hints, overload
+
+import pydantic
+from pydantic.fields import FieldInfo
+
+from nitinol.errors import ConfigurationError, ToolError
+from nitinol.messages import Audio, Document, Image, Media
+
+Isolation = Literal["thread"]
+Replay = Literal["never", "safe"]
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResult:
+    """What a tool gives back: text for the model, data for programs.
+
+    Args:
+        text: What the model reads.
+        data: Anything JSON-able; in `tool.finished` and `result.tool_calls`, never shown to the model.
+        media: Pictures, sound, documents for the model.
+        error: The model is told that the call failed.
+    """
+
+    text: str
+    data: Any = None
+    media: tuple[Media, ...] = ()
+    error: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Approval:
+    """A call of this tool waits for a person.
+
+    Args:
+        timeout: Seconds to wait; `None` waits for ever.
+        default: What happens at the timeout.
+    """
+
+    timeout: float | None = None
+    default: Literal["deny", "approve"] = "deny"
+
+
+@dataclass(slots=True, kw_only=True)
+class ToolContext:
+    """What a tool is told about its call. A tool asks for it with a first parameter annotated `ToolContext`."""
+
+    agent: str = "agent"
+    key: str = "agent"
+    run_id: str = "run"
+    turn: int = 1
+    call_id: str = "call"
+    idempotency_key: str = "key"
+    """The same for every execution of this call: give it to services that take one."""
+    deps: Any = None
+    """The agent's `deps=`; never stored."""
+    working_directory: Path = field(default_factory=Path.cwd)
+    allowed_paths: tuple[Path, ...] | None = None
+    """The tool's files must lie inside one of these; `None` = in the working directory."""
+    deadline: float | None = None
+    """Seconds since 1970, UTC, when the call is given up; `None` = never."""
+    is_cancelled: Callable[[], bool] = field(default=lambda: False, repr=False)
+    report: Callable[[Any], None] = field(default=lambda data: None, repr=False)
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether nobody waits for the result any more. A sync tool that takes long should look now and then."""
+        return self.is_cancelled()
+
+    def progress(self, data: Any) -> None:
+        """Tell subscribers how far the call is: a `tool.progress` event. From any thread."""
+        self.report(data)
+
+
+class Tool:
+    """A tool: a name, a description, a JSON schema, and a function. Made by `@tool`.
+
+    Calling it calls the function. It is immutable; `replace` gives a copy with other options.
+    """
+
+    __slots__ = ("_context_name", "_model", "approval", "callers", "description", "digest", "function", "is_async", "isolation", "name", "parameters", "replay", "serial", "timeout")
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any]
+    """JSON schema of the arguments, an object."""
+    function: Callable[..., Any]
+    timeout: float
+    isolation: Isolation
+    replay: Replay
+    serial: bool
+    approval: Approval | None
+    callers: tuple[str, ...]
+    is_async: bool
+    digest: str
+    """A hash of name, description, schema and options: a changed tool asks its approvals anew."""
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        name: str | None = None,
+        description: str | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        timeout: float = 120.0,
+        isolation: Isolation = "thread",
+        replay: Replay = "never",
+        serial: bool = False,
+        approval: bool | Approval = False,
+        callers: tuple[str, ...] = (),
+    ) -> None:
+        """Args:
+        function: What runs: `def` on a worker thread, `async def` on the user loop.
+        name: What the model calls it; the function's name by default.
+        description: What the model reads; the docstring's text before `Args:` by default.
+        parameters: A JSON schema instead of the one made from hints; arguments are then passed unchecked.
+        timeout: Seconds from the moment the call gets its slot.
+        isolation: Where a `def` runs.
+        replay: Whether a call whose outcome a crash has hidden may run again.
+        serial: The call runs alone among the calls of its turn.
+        approval: The call waits for a person.
+        callers: Who may call it, where the provider knows callers (its own code execution, for instance).
+        """
+        for option, value, allowed in (("isolation", isolation, ("thread",)), ("replay", replay, ("never", "safe"))):
+            if value not in allowed:
+                raise ConfigurationError(f"tool option {option}={value!r} must be one of {allowed}")
+        if not timeout > 0:
+            raise ConfigurationError(f"tool option timeout={timeout!r} must be more than 0 seconds")
+        if not callable(function):
+            raise TypeError(f"@tool takes a function, not {function!r}")
+        called = name or getattr(function, "__name__", "")
+        if not _NAME.match(called):
+            raise ConfigurationError(f"tool name {called!r} must be 1 to 64 letters, digits, _ or -; give name=")
+        summary, described = _read_docstring(inspect.getdoc(function) or "")
+        self._context_name, self._model = (None, None) if parameters is not None else _argument_model(called, function, described)
+        if parameters is not None:
+            self._context_name = _context_parameter(function)
+        schema = parameters if parameters is not None else _schema(cast("type[pydantic.BaseModel]", self._model))
+        values: dict[str, Any] = {
+            "function": function,
+            "name": called,
+            "description": description if description is not None else summary,
+            "parameters": schema,
+            "timeout": float(timeout),
+            "isolation": isolation,
+            "replay": replay,
+            "serial": serial,
+            "approval": Approval() if approval is True else approval or None,
+            "callers": tuple(callers),
+            "is_async": inspect.iscoroutinefunction(function),
+        }
+        for key, value in values.items():
+            setattr(self, key, value)
+        identity = {key: repr(value) for key, value in values.items() if key not in ("function", "parameters")}
+        self.digest = hashlib.sha256(json.dumps([identity, schema], sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<Tool {self.name!r}>"
+
+    def replace(self, **options: Any) -> Tool:
+        """A copy with other options.
+
+        Raises:
+            TypeError: There is no such option.
+        """
+        kept: dict[str, Any] = {
+            "name": self.name,
+            "description": self.description,
+            "parameters": self.parameters if self._model is None else None,
+            "timeout": self.timeout,
+            "isolation": self.isolation,
+            "replay": self.replay,
+            "serial": self.serial,
+            "approval": self.approval or False,
+            "callers": self.callers,
+        }
+        return Tool(options.pop("function", self.function), **{**kept, **options})
+
+    def bind(self, arguments: Mapping[str, Any], context: ToolContext) -> dict[str, Any]:
+        """Check a model's arguments and add the context: the keyword arguments of the function.
+
+        Raises:
+            ToolError: They do not fit the schema; the text says which and why.
+        """
+        if self._model is None:
+            bound = dict(arguments)
+        else:
+            try:
+                checked = self._model.model_validate(dict(arguments))
+            except pydantic.ValidationError as error:
+                raise ToolError(_explain(self.name, error)) from None
+            bound = {name: getattr(checked, name) for name in checked.model_fields_set}
+        if self._context_name is not None:
+            bound[self._context_name] = context
+        return bound
+
+
+@overload
+def tool(function: Callable[..., Any], /) -> Tool: ...
+@overload
+def tool(
+    *,
+    name: str | None = None,
+    description: str | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    timeout: float = 120.0,
+    isolation: Isolation = "thread",
+    replay: Replay = "never",
+    serial: bool = False,
+    approval: bool | Approval = False,
+    callers: tuple[str, ...] = (),
+) -> Callable[[Callable[..., Any]], Tool]: ...
+def tool(function: Callable[..., Any] | None = None, /, **options: Any) -> Tool | Callable[[Callable[..., Any]], Tool]:
+    """Make a tool of a typed function: bare, or with the options of `Tool`.
+
+    The schema comes from the type hints, the descriptions from the docstring (`Args:`).
+
+    Raises:
+        TypeError: A parameter has no hint, or is `*args`, `**kwargs` or positional-only; or there is no such option.
+    """
+    if function is not None:
+        return Tool(function)
+    return lambda function: Tool(function, **options)
+
+
+def to_result(value: Any) -> ToolResult:
+    """What a tool returned, as text for the model and data for programs.
+
+    Raises:
+        ToolError: It is no JSON, no pydantic model, no dataclass and no media.
+    """
+    if isinstance(value, ToolResult):
+        return value
+    if value is None:
+        return ToolResult("done")
+    if isinstance(value, str):
+        return ToolResult(value)
+    if isinstance(value, bytes):
+        return ToolResult(value.decode("utf-8", "replace"))
+    if isinstance(value, (Image, Audio, Document)):
+        return ToolResult(f"[{value.type}]", media=(value,))
+    items = cast("list[Any]", value) if isinstance(value, (list, tuple)) else []
+    if items and all(isinstance(item, (str, Image, Audio, Document)) for item in items) and not all(isinstance(item, str) for item in items):
+        media = tuple(item for item in items if not isinstance(item, str))
+        return ToolResult("\n".join(item for item in items if isinstance(item, str)), media=media)
+    try:
+        data = _to_json(value)
+        return ToolResult(json.dumps(data, ensure_ascii=False), data=data)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ToolError(f"the tool returned {type(value).__name__}, which is neither text nor JSON: {error}") from None
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, pydantic.BaseModel):
+        return value.model_dump(mode="json")
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    return json.loads(json.dumps(value, default=_to_json_inner))
+
+
+def _to_json_inner(value: Any) -> Any:
+    if isinstance(value, (pydantic.BaseModel,)) or is_dataclass(value):
+        return _to_json(value)
+    if isinstance(value, (set, frozenset, tuple)):
+        return list(cast("tuple[Any, ...]", value))
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "isoformat"):
+        return value.isoformat()
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+Described: TypeAlias = dict[str, str]
+
+
+def _argument_model(name: str, function: Callable[..., Any], described: Described) -> tuple[str | None, type[pydantic.BaseModel]]:
+    try:
+        hints = get_type_hints(function, include_extras=True)
+    except NameError as error:
+        raise TypeError(f"tool {name!r}: {error}; a hint must be importable where the tool is defined") from None
+    context: str | None = None
+    fields: dict[str, Any] = {}
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
+            raise TypeError(f"tool {name!r}: parameter {parameter.name!r} must be an ordinary, named one")
+        if hints.get(parameter.name) is ToolContext:
+            context = parameter.name
+            continue
+        if parameter.name not in hints:
+            raise TypeError(f"tool {name!r}: parameter {parameter.name!r} needs a type hint, from which its schema is made")
+        default: Any = ... if parameter.default is parameter.empty else parameter.default
+        info = default if isinstance(default, FieldInfo) else pydantic.Field(default, description=described.get(parameter.name))
+        fields[parameter.name] = (hints[parameter.name], info)
+    try:
+        model = pydantic.create_model(name, __config__=pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=False, protected_namespaces=()), **fields)
+    except pydantic.errors.PydanticSchemaGenerationError as error:
+        raise TypeError(f"tool {name!r}: {str(error).splitlines()[0]}") from None
+    return context, model
+
+
+def _context_parameter(function: Callable[..., Any]) -> str | None:
+    hints = get_type_hints(function)
+    return next((name for name, hint in hints.items() if hint is ToolContext), None)
+
+
+def _schema(model: type[pydantic.BaseModel]) -> dict[str, Any]:
+    schema = model.model_json_schema()
+    schema.pop("title", None)
+    schema.setdefault("properties", {})
+    for described in schema["properties"].values():
+        described.pop("title", None)
+    return schema
+
+
+_SECTION = re.compile(r"^(Args|Arguments|Parameters|Returns|Raises|Yields|Example|Examples|Note|Notes):\s*$")
+_ARGUMENT = re.compile(r"^(\*{0,2}\w+)\s*(?:\([^)]*\))?:\s*(.*)$")
+
+
+def _read_docstring(text: str) -> tuple[str, Described]:
+    """A docstring's text before its first section, and what its `Args:` say of each parameter."""
+    summary: list[str] = []
+    described: Described = {}
+    section: str | None = None
+    current: str | None = None
+    indent: int | None = None
+    for line in text.splitlines():
+        heading = _SECTION.match(line)
+        if heading:
+            section, current, indent = heading[1], None, None
+        elif section is None:
+            summary.append(line)
+        elif section in ("Args", "Arguments", "Parameters") and line.strip():
+            depth = len(line) - len(line.lstrip())
+            indent = depth if indent is None else indent
+            found = _ARGUMENT.match(line.strip()) if depth == indent else None
+            if found:
+                current = found[1].lstrip("*")
+                described[current] = found[2].strip()
+            elif current is not None:
+                described[current] = f"{described[current]} {line.strip()}".strip()
+    return "\n".join(summary).strip(), described
+
+
+def _explain(name: str, error: pydantic.ValidationError) -> str:
+    lines = [f"{'.'.join(str(part) for part in item['loc']) or 'arguments'}: {item['msg']}" for item in error.errors(include_url=False, include_input=False)]
+    return f"the arguments of {name!r} do not fit its schema: " + "; ".join(lines)
+
+
+__all__ = ["Approval", "Isolation", "Replay", "Tool", "ToolContext", "ToolResult", "to_result", "tool"]

@@ -1,0 +1,53 @@
+"""Usage: the tokens of one attempt, one run or one life, in one vocabulary for all vendors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Tokens of model calls. Sums with `+`.
+
+    `input_tokens` and `output_tokens` are totals: cached tokens are within the input, reasoning within the output.
+    """
+
+    input_tokens: int = 0
+    """All tokens of the request, read from and written to the cache included."""
+    cache_read_tokens: int = 0
+    """Of the input: read from the provider's cache."""
+    cache_write_tokens: int = 0
+    """Of the input: written to the provider's cache, however long it is kept."""
+    cache_write_1h_tokens: int = 0
+    """Of the cache writes: those kept for an hour."""
+    output_tokens: int = 0
+    """All tokens of the answer, reasoning included."""
+    reasoning_tokens: int = 0
+    """Of the output: thinking."""
+    server_tool_calls: int = 0
+    """Calls of the provider's own tools, which are billed by the call."""
+    reported_cost: Decimal | None = None
+    """US dollars, where the provider itself says what it billed."""
+
+    @property
+    def total_tokens(self) -> int:
+        """Input and output."""
+        return self.input_tokens + self.output_tokens
+
+    def __add__(self, other: Usage) -> Usage:
+        costs = [cost for cost in (self.reported_cost, other.reported_cost) if cost is not None]
+        return Usage(
+            input_tokens=self.input_tokens + other.input_tokens,
+            cache_read_tokens=self.cache_read_tokens + other.cache_read_tokens,
+            cache_write_tokens=self.cache_write_tokens + other.cache_write_tokens,
+            cache_write_1h_tokens=self.cache_write_1h_tokens + other.cache_write_1h_tokens,
+            output_tokens=self.output_tokens + other.output_tokens,
+            reasoning_tokens=self.reasoning_tokens + other.reasoning_tokens,
+            server_tool_calls=self.server_tool_calls + other.server_tool_calls,
+            reported_cost=sum(costs, Decimal(0)) if costs else None,
+        )
+
+
+NO_USAGE = Usage()
+"""Nothing used yet."""
