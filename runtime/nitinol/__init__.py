@@ -1,0 +1,59 @@
+"""Nitinol: a supervised, actor-based, model-agnostic agent runtime.
+
+from nitinol import Agent, Runtime, run, tool
+"""
+
+from nitinol import errors, events
+from nitinol.agent import Agent, AgentOptions
+from nitinol.budget import Budget
+from nitinol.errors import ToolError
+from nitinol.handle import RunHandle
+from nitinol.hooks import Block, Halt, HookContext, Hooks
+from nitinol.messages import Audio, Document, Image, Message
+from nitinol.oneshot import arun, run, stream
+from nitinol.prices import Prices
+from nitinol.provider import Delta, ModelInfo, ModelRequest, ModelResponse, Provider
+from nitinol.result import RunResult, ToolCallRecord
+from nitinol.retry import Retry
+from nitinol.runtime import AgentRef, AgentStatus, Runtime
+from nitinol.tool_spec import Approval, Tool, ToolContext, ToolResult, tool
+from nitinol.usage import Usage
+
+__all__ = [
+    "Agent",
+    "AgentOptions",
+    "AgentRef",
+    "AgentStatus",
+    "Approval",
+    "Audio",
+    "Block",
+    "Budget",
+    "Delta",
+    "Document",
+    "Halt",
+    "HookContext",
+    "Hooks",
+    "Image",
+    "Message",
+    "ModelInfo",
+    "ModelRequest",
+    "ModelResponse",
+    "Prices",
+    "Provider",
+    "Retry",
+    "RunHandle",
+    "RunResult",
+    "Runtime",
+    "Tool",
+    "ToolCallRecord",
+    "ToolContext",
+    "ToolError",
+    "ToolResult",
+    "Usage",
+    "arun",
+    "errors",
+    "events",
+    "run",
+    "stream",
+    "tool",
+]

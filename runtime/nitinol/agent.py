@@ -6,12 +6,15 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Generic, Literal, TypedDict
 
+import pydantic
+
 from nitinol.budget import Budget
 from nitinol.errors import ConfigurationError
-from nitinol.hooks import HookContext, Hooks
+from nitinol.hooks import HookContext, HookPoint, Hooks, implementers
 from nitinol.prices import PriceList
 from nitinol.provider import Provider, Thinking
 from nitinol.result import OutT
@@ -83,7 +86,13 @@ class Agent(Generic[OutT]):
         for hook in self.hooks:
             if not isinstance(hook, Hooks):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise ConfigurationError(f"hooks= takes instances of Hooks, not {hook!r}")
-        for name, least in (("max_turns", 1), ("max_pending", 0), ("max_tool_calls", 0), ("max_output_tokens", 1), ("context_window", 1)):
+        for name, least in (
+            ("max_turns", 1),
+            ("max_pending", 0),
+            ("max_tool_calls", 0),
+            ("max_output_tokens", 1),
+            ("context_window", 1),
+        ):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < least):
                 raise ConfigurationError(f"{name}={value!r} must be a whole number, {least} or more")
@@ -106,14 +115,27 @@ class Agent(Generic[OutT]):
         """The tool of this name."""
         return next((tool for tool in self.tools if tool.name == name), None)
 
+    def has_hook(self, point: HookPoint) -> bool:
+        """Whether a hook overrides this point."""
+        return bool(implementers(tuple(self.hooks), point))
+
+    @property
+    def output_schema(self) -> dict[str, Any] | None:
+        """JSON schema of `output=`."""
+        return None if self.output is None else _schema_of(self.output)
+
     @property
     def digest(self) -> str:
         """A hash of everything that changes what the agent does; `deps`, hooks' and functions' code apart."""
         skipped = {"deps", "hooks", "tools", "instructions"}
-        shown: dict[str, Any] = {item.name: repr(getattr(self, item.name)) for item in fields(self) if item.name not in skipped}
+        shown: dict[str, Any] = {
+            item.name: repr(getattr(self, item.name)) for item in fields(self) if item.name not in skipped
+        }
         shown["model"], shown["fallbacks"] = model_name(self.model), [model_name(model) for model in self.fallbacks]
         shown["tools"] = [tool.digest for tool in self.tools]
-        shown["instructions"] = self.instructions if isinstance(self.instructions, str) else "function" if self.instructions else None
+        shown["instructions"] = (
+            self.instructions if isinstance(self.instructions, str) else "function" if self.instructions else None
+        )
         return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -148,6 +170,11 @@ class AgentOptions(TypedDict, total=False):
     allowed_paths: Sequence[str | Path] | None
     context_window: int | None
     prices: PriceList | None
+
+
+@cache
+def _schema_of(output: type[Any]) -> dict[str, Any]:
+    return pydantic.TypeAdapter(output).json_schema()
 
 
 def _check_name(name: object) -> None:

@@ -108,7 +108,13 @@ class LoopThread:
     def _main(self) -> None:
         asyncio.set_event_loop(self._loop)
         try:
-            self._loop.run_forever()
+            while not self._closed:
+                try:
+                    self._loop.run_forever()
+                except (
+                    BaseException
+                ) as error:  # a task's SystemExit or KeyboardInterrupt leaves run_forever; the loop goes on
+                    self._loop.call_exception_handler({"message": f"loop {self.name!r} goes on", "exception": error})
         finally:
             tasks = asyncio.all_tasks(self._loop)
             for task in tasks:

@@ -16,6 +16,7 @@
       RuntimeStopped            the runtime was stopped
         RuntimeDown             its root supervisor failed
       WouldDeadlock             a blocking call on one of the runtime's own loops
+      SubscriptionClosed        no more events will come
       SubscriptionOverflow      a subscription with `overflow="close"` fell behind
       ToolError                 raised by a tool: its text is the model's answer
       ProviderError             one attempt failed; `.retryable`, `.status_code`, `.retry_after`, `.request_id`
@@ -97,6 +98,10 @@ class RuntimeDown(RuntimeStopped):
 
 class WouldDeadlock(NitinolError, RuntimeError):
     """A blocking call on a thread that must not block: one of the runtime's own loops."""
+
+
+class SubscriptionClosed(NitinolError):
+    """The subscription was closed, or its runtime stopped."""
 
 
 class SubscriptionOverflow(NitinolError):

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from decimal import Decimal
 from functools import cache
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar, Union, cast, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar, cast, get_args
 
 from pydantic import Discriminator, TypeAdapter
 from typing_extensions import dataclass_transform
@@ -71,7 +71,11 @@ class EventBase:
         return f"id: {self.position}\nevent: {self.type}\ndata: {self.to_json()}\n\n"
 
     def __repr__(self) -> str:
-        shown = {field.name: getattr(self, field.name) for field in fields(self) if getattr(self, field.name) != field.default}
+        shown = {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if getattr(self, field.name) != field.default
+        }
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
 
@@ -179,10 +183,12 @@ class RunResumed(EventBase):
 
 @_event
 class RunCancelling(EventBase):
-    """The run is being cancelled; no new work starts."""
+    """The run is being cancelled; no new work starts, and it will end as `status`."""
 
     type: ClassVar[Literal["run.cancelling"]] = "run.cancelling"
     by: str
+    status: RunStatus = "cancelled"
+    reason: str | None = None
 
 
 @_event
@@ -234,6 +240,7 @@ class ModelStarted(EventBase):
     provider: str
     model: str
     reserved: Decimal | None
+    max_output_tokens: int | None = None
 
 
 @_event
@@ -493,51 +500,51 @@ class Custom(EventBase):
     payload: dict[str, Any]
 
 
-Event: TypeAlias = Union[
-    AgentStarted,
-    AgentCrashed,
-    AgentRestarted,
-    AgentParked,
-    AgentResumed,
-    AgentStopped,
-    AgentConfigured,
-    ConversationReset,
-    RunQueued,
-    RunStarted,
-    RunPaused,
-    RunResumed,
-    RunCancelling,
-    RunFinished,
-    TurnStarted,
-    TurnFinished,
-    MessageAppended,
-    ModelStarted,
-    ModelFinished,
-    ModelFailed,
-    ModelDiscarded,
-    ModelRetrying,
-    ModelFallback,
-    ToolRequested,
-    ToolStarted,
-    ToolFinished,
-    ApprovalRequested,
-    ApprovalResolved,
-    InputQueued,
-    InputDelivered,
-    InputDropped,
-    UsageUpdated,
-    BudgetExceeded,
-    ContextRepaired,
-    LoopDetected,
-    ModelFirstToken,
-    ModelDelta,
-    ToolProgress,
-    ToolLateResult,
-    PoolSaturated,
-    LoopBlocked,
-    BusGap,
-    Custom,
-]
+Event: TypeAlias = (
+    AgentStarted
+    | AgentCrashed
+    | AgentRestarted
+    | AgentParked
+    | AgentResumed
+    | AgentStopped
+    | AgentConfigured
+    | ConversationReset
+    | RunQueued
+    | RunStarted
+    | RunPaused
+    | RunResumed
+    | RunCancelling
+    | RunFinished
+    | TurnStarted
+    | TurnFinished
+    | MessageAppended
+    | ModelStarted
+    | ModelFinished
+    | ModelFailed
+    | ModelDiscarded
+    | ModelRetrying
+    | ModelFallback
+    | ToolRequested
+    | ToolStarted
+    | ToolFinished
+    | ApprovalRequested
+    | ApprovalResolved
+    | InputQueued
+    | InputDelivered
+    | InputDropped
+    | UsageUpdated
+    | BudgetExceeded
+    | ContextRepaired
+    | LoopDetected
+    | ModelFirstToken
+    | ModelDelta
+    | ToolProgress
+    | ToolLateResult
+    | PoolSaturated
+    | LoopBlocked
+    | BusGap
+    | Custom
+)
 """Every event: a closed union, so that `match` and `if event.type ==` narrow."""
 
 TYPES: Mapping[str, type[EventBase]] = {cls.type: cls for cls in get_args(Event)}
@@ -574,8 +581,8 @@ def from_dict(data: Mapping[str, Any]) -> Event:
     return cast("Event", event)
 
 
-def delta_maker(envelope: EventBase) -> Callable[[int, DeltaKind, str, int], ModelDelta]:
-    """A fast maker of an attempt's deltas: `make(ts, kind, text, index)`.
+def delta_maker(envelope: EventBase) -> Callable[[int, int, int, DeltaKind, str, int], ModelDelta]:
+    """A fast maker of an attempt's deltas: `make(ts, seq, position, kind, text, index)`.
 
     Deltas are the one kind of event made by the hundred thousand. A frozen dataclass fills its slots through
     `object.__setattr__`, five times the cost of plain assignment; this makes a twin of the same layout and turns it
@@ -584,9 +591,9 @@ def delta_maker(envelope: EventBase) -> Callable[[int, DeltaKind, str, int], Mod
     e = envelope
     new, final = _DeltaTwin, ModelDelta
 
-    def make(ts: int, kind: DeltaKind, text: str, index: int) -> ModelDelta:
+    def make(ts: int, seq: int, position: int, kind: DeltaKind, text: str, index: int) -> ModelDelta:
         delta = new(
-            e.id, e.seq, e.position, ts, e.agent, e.key, e.incarnation, e.run_id, e.parent_run_id, e.root_run_id,
+            e.id, seq, position, ts, e.agent, e.key, e.incarnation, e.run_id, e.parent_run_id, e.root_run_id,
             e.group_id, e.turn, e.attempt, e.call_id, kind, text, index,
         )  # fmt: skip
         delta.__class__ = final  # pyright: ignore[reportAttributeAccessIssue] # same slots in the same order: a test says
@@ -598,18 +605,18 @@ def delta_maker(envelope: EventBase) -> Callable[[int, DeltaKind, str, int], Mod
 def to_iso(ns: int) -> str:
     """Nanoseconds since 1970 as ISO 8601 in UTC, to the nanosecond."""
     seconds, rest = divmod(ns, 1_000_000_000)
-    return f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%dT%H:%M:%S}.{rest:09d}Z"
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:09d}Z"
 
 
 def from_iso(text: str) -> int:
     """The inverse of `to_iso`."""
     whole, _, rest = text.removesuffix("Z").partition(".")
-    seconds = int(datetime.fromisoformat(whole).replace(tzinfo=timezone.utc).timestamp())
+    seconds = int(datetime.fromisoformat(whole).replace(tzinfo=UTC).timestamp())
     return seconds * 1_000_000_000 + int(rest.ljust(9, "0")[:9] or 0)
 
 
 def stamp(event: EventBase, position: int) -> None:
-    """Give a committed event its position. For journals only: the one change an event ever sees."""
+    """Give an event its position, as it is committed or published: the one change an event ever sees."""
     object.__setattr__(event, "position", position)
 
 

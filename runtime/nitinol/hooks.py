@@ -60,28 +60,36 @@ class Hooks:
     timeout: ClassVar[float] = 30.0
     """Seconds one hook may take."""
 
-    def agent_start(self, ctx: HookContext) -> Halt | None | Awaitable[Halt | None]:
+    def agent_start(self, ctx: HookContext) -> Halt | Awaitable[Halt | None] | None:
         """An agent comes up, or comes back. `Halt` refuses it: its runs end `halted`."""
 
-    def before_model(self, ctx: HookContext, request: ModelRequest) -> ModelRequest | Halt | None | Awaitable[ModelRequest | Halt | None]:
+    def before_model(
+        self, ctx: HookContext, request: ModelRequest
+    ) -> ModelRequest | Halt | Awaitable[ModelRequest | Halt | None] | None:
         """Before each request. Return a changed request, or `None` to leave it."""
 
-    def after_model(self, ctx: HookContext, response: ModelResponse) -> ModelResponse | Halt | None | Awaitable[ModelResponse | Halt | None]:
+    def after_model(
+        self, ctx: HookContext, response: ModelResponse
+    ) -> ModelResponse | Halt | Awaitable[ModelResponse | Halt | None] | None:
         """After each whole answer. Return a changed one, or `None` to leave it."""
 
-    def before_tool(self, ctx: HookContext, call: ToolCall) -> ToolCall | Block | Halt | None | Awaitable[ToolCall | Block | Halt | None]:
+    def before_tool(
+        self, ctx: HookContext, call: ToolCall
+    ) -> ToolCall | Block | Halt | Awaitable[ToolCall | Block | Halt | None] | None:
         """Before each tool call. Return a call with changed arguments, or `None` to leave it."""
 
-    def after_tool(self, ctx: HookContext, call: ToolCall, result: ToolResult) -> ToolResult | Halt | None | Awaitable[ToolResult | Halt | None]:
+    def after_tool(
+        self, ctx: HookContext, call: ToolCall, result: ToolResult
+    ) -> ToolResult | Halt | Awaitable[ToolResult | Halt | None] | None:
         """After each tool that ran. Return a changed result, or `None` to leave it."""
 
-    def on_error(self, ctx: HookContext, error: str) -> Halt | None | Awaitable[Halt | None]:
+    def on_error(self, ctx: HookContext, error: str) -> Halt | Awaitable[Halt | None] | None:
         """After each failed attempt at a model."""
 
-    def after_run(self, ctx: HookContext, result: RunResult[Any]) -> None | Awaitable[None]:
+    def after_run(self, ctx: HookContext, result: RunResult[Any]) -> Awaitable[None] | None:
         """After `run.finished` was committed."""
 
-    def agent_stop(self, ctx: HookContext, reason: str) -> None | Awaitable[None]:
+    def agent_stop(self, ctx: HookContext, reason: str) -> Awaitable[None] | None:
         """The agent is stopped; its failure does not prevent the stop."""
 
 

@@ -7,7 +7,7 @@ import mimetypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, Union
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Discriminator, PlainSerializer, Tag
 
@@ -129,7 +129,7 @@ class ToolCall:
 
 
 Media: TypeAlias = Image | Audio | Document
-Content: TypeAlias = Union[Text, Image, Audio, Document]
+Content: TypeAlias = Text | Image | Audio | Document
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,7 +194,9 @@ def to_message(prompt: Prompt) -> Message:
     """
     if isinstance(prompt, Message):
         if prompt.role != "user":
-            raise ValueError(f"a prompt is a user's message; this one's role is {prompt.role!r}; give history as messages=")
+            raise ValueError(
+                f"a prompt is a user's message; this one's role is {prompt.role!r}; give history as messages="
+            )
         return prompt
     items: Sequence[object] = [prompt] if isinstance(prompt, (str, Text, Image, Audio, Document)) else prompt
     parts: list[Content] = []
@@ -204,7 +206,9 @@ def to_message(prompt: Prompt) -> Message:
         elif isinstance(item, (Text, Image, Audio, Document)):
             parts.append(item)
         else:
-            raise TypeError(f"a prompt is a str, an Image, Audio or Document, or a list of them; not {type(item).__name__}")
+            raise TypeError(
+                f"a prompt is a str, an Image, Audio or Document, or a list of them; not {type(item).__name__}"
+            )
     if not any(not isinstance(part, Text) or part.text.strip() for part in parts):
         raise ValueError("the prompt is empty")
     return Message(role="user", parts=tuple(parts))

@@ -22,7 +22,9 @@ def to_money(value: Money, name: str) -> Decimal:
         ValueError: It is not a number, or negative.
     """
     if isinstance(value, float) or not isinstance(value, (str, int, Decimal)) or isinstance(value, bool):  # pyright: ignore[reportUnnecessaryIsInstance] # users write what they like
-        raise TypeError(f"{name}={value!r}: money is a str, an int or a Decimal, never a float; write {name}={str(value)!r}")
+        raise TypeError(
+            f"{name}={value!r}: money is a str, an int or a Decimal, never a float; write {name}={str(value)!r}"
+        )
     try:
         amount = Decimal(value)
     except InvalidOperation:

@@ -136,16 +136,37 @@ def resolve(model: str | Provider) -> Provider:
     """
     if not isinstance(model, str):
         if not isinstance(model, Provider):  # pyright: ignore[reportUnnecessaryIsInstance] # users pass what they like
-            raise ConfigurationError(f"model={model!r} is neither a model string nor a provider (name, model, info, stream)")
+            raise ConfigurationError(
+                f"model={model!r} is neither a model string nor a provider (name, model, info, stream)"
+            )
         return model
     prefix, colon, name = model.partition(":")
     if not colon or not prefix or not name:
-        raise UnknownModel(f"model {model!r} must be 'provider:model', for instance 'ollama:llama3.2'; known providers: {_known()}")
+        raise UnknownModel(
+            f"model {model!r} must be 'provider:model', for instance 'ollama:llama3.2'; known providers: {_known()}"
+        )
     found = _entry_points().get(prefix)
     if found is None:
-        raise UnknownModel(f"no provider {prefix!r} for model {model!r}; known: {_known()}; a package adds one with an entry point in {ENTRY_POINTS!r}")
+        raise UnknownModel(
+            f"no provider {prefix!r} for model {model!r}; known: {_known()}; a package adds one with an entry point in {ENTRY_POINTS!r}"
+        )
     factory: ProviderFactory = found.load()
     return factory(name)
+
+
+def overridden() -> Provider | None:
+    """The provider that `nitinol.testing.override_model` has put in the place of all others."""
+    return _overrides[-1] if _overrides else None
+
+
+def push_override(provider: Provider) -> None:
+    """For `nitinol.testing` only."""
+    _overrides.append(provider)
+
+
+def pop_override(provider: Provider) -> None:
+    """For `nitinol.testing` only."""
+    _overrides.remove(provider)
 
 
 def _entry_points() -> dict[str, EntryPoint]:
@@ -160,3 +181,4 @@ def _known() -> str:
 
 
 _cached: dict[str, EntryPoint] | None = None
+_overrides: list[Provider] = []

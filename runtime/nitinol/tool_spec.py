@@ -7,11 +7,12 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast, get_type_hints, overload
 
 import pydantic
+import pydantic_core
 from pydantic.fields import FieldInfo
 
 from nitinol.errors import ConfigurationError, ToolError
@@ -90,7 +91,23 @@ class Tool:
     Calling it calls the function. It is immutable; `replace` gives a copy with other options.
     """
 
-    __slots__ = ("_context_name", "_model", "approval", "callers", "description", "digest", "function", "is_async", "isolation", "name", "parameters", "replay", "serial", "timeout")
+    __slots__ = (
+        "_context_name",
+        "_model",
+        "approval",
+        "callers",
+        "description",
+        "digest",
+        "function",
+        "is_async",
+        "isolation",
+        "name",
+        "parameters",
+        "replay",
+        "serial",
+        "size",
+        "timeout",
+    )
 
     name: str
     description: str
@@ -104,6 +121,8 @@ class Tool:
     approval: Approval | None
     callers: tuple[str, ...]
     is_async: bool
+    size: int
+    """Characters of its definition in a request, for token estimates."""
     digest: str
     """A hash of name, description, schema and options: a changed tool asks its approvals anew."""
 
@@ -121,17 +140,23 @@ class Tool:
         approval: bool | Approval = False,
         callers: tuple[str, ...] = (),
     ) -> None:
-        """Args:
-        function: What runs: `def` on a worker thread, `async def` on the user loop.
-        name: What the model calls it; the function's name by default.
-        description: What the model reads; the docstring's text before `Args:` by default.
-        parameters: A JSON schema instead of the one made from hints; arguments are then passed unchecked.
-        timeout: Seconds from the moment the call gets its slot.
-        isolation: Where a `def` runs.
-        replay: Whether a call whose outcome a crash has hidden may run again.
-        serial: The call runs alone among the calls of its turn.
-        approval: The call waits for a person.
-        callers: Who may call it, where the provider knows callers (its own code execution, for instance).
+        """Read the function's hints and docstring, and check the options.
+
+        Args:
+            function: What runs: `def` on a worker thread, `async def` on the user loop.
+            name: What the model calls it; the function's name by default.
+            description: What the model reads; the docstring's text before `Args:` by default.
+            parameters: A JSON schema instead of the one made from hints; arguments are then passed unchecked.
+            timeout: Seconds from the moment the call gets its slot.
+            isolation: Where a `def` runs.
+            replay: Whether a call whose outcome a crash has hidden may run again.
+            serial: The call runs alone among the calls of its turn.
+            approval: The call waits for a person.
+            callers: Who may call it, where the provider knows callers (its own code execution, for instance).
+
+        Raises:
+            ConfigurationError: An option has a value it cannot have.
+            TypeError: It is no function, or no schema can be made of its parameters.
         """
         for option, value, allowed in (("isolation", isolation, ("thread",)), ("replay", replay, ("never", "safe"))):
             if value not in allowed:
@@ -140,14 +165,14 @@ class Tool:
             raise ConfigurationError(f"tool option timeout={timeout!r} must be more than 0 seconds")
         if not callable(function):
             raise TypeError(f"@tool takes a function, not {function!r}")
-        called = name or getattr(function, "__name__", "")
+        called = name or str(getattr(function, "__name__", ""))
         if not _NAME.match(called):
             raise ConfigurationError(f"tool name {called!r} must be 1 to 64 letters, digits, _ or -; give name=")
         summary, described = _read_docstring(inspect.getdoc(function) or "")
-        self._context_name, self._model = (None, None) if parameters is not None else _argument_model(called, function, described)
-        if parameters is not None:
-            self._context_name = _context_parameter(function)
-        schema = parameters if parameters is not None else _schema(cast("type[pydantic.BaseModel]", self._model))
+        hints = _hints(called, function)
+        self._context_name = next((key for key, hint in hints.items() if _is_context(hint)), None)
+        self._model = None if parameters is not None else _argument_model(called, function, hints, described)
+        schema = parameters if self._model is None else _schema(called, self._model)
         values: dict[str, Any] = {
             "function": function,
             "name": called,
@@ -159,12 +184,14 @@ class Tool:
             "serial": serial,
             "approval": Approval() if approval is True else approval or None,
             "callers": tuple(callers),
-            "is_async": inspect.iscoroutinefunction(function),
+            "is_async": inspect.iscoroutinefunction(_routine(function)),
         }
         for key, value in values.items():
             setattr(self, key, value)
+        self.size = len(called) + len(self.description) + len(json.dumps(schema, default=str))
         identity = {key: repr(value) for key, value in values.items() if key not in ("function", "parameters")}
-        self.digest = hashlib.sha256(json.dumps([identity, schema], sort_keys=True, default=str).encode()).hexdigest()[:16]
+        written = json.dumps([identity, schema], sort_keys=True, default=str)
+        self.digest = hashlib.sha256(written.encode()).hexdigest()[:16]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
@@ -204,7 +231,8 @@ class Tool:
                 checked = self._model.model_validate(dict(arguments))
             except pydantic.ValidationError as error:
                 raise ToolError(_explain(self.name, error)) from None
-            bound = {name: getattr(checked, name) for name in checked.model_fields_set}
+            # All, also those not given: where the default is a pydantic `Field(...)`, only the model knows its value.
+            bound = {key.removeprefix(_FIELD): getattr(checked, key) for key in self._model.model_fields}
         if self._context_name is not None:
             bound[self._context_name] = context
         return bound
@@ -235,91 +263,119 @@ def tool(function: Callable[..., Any] | None = None, /, **options: Any) -> Tool 
     """
     if function is not None:
         return Tool(function)
-    return lambda function: Tool(function, **options)
+
+    def make(function: Callable[..., Any]) -> Tool:
+        return Tool(function, **options)
+
+    return make
 
 
 def to_result(value: Any) -> ToolResult:
-    """What a tool returned, as text for the model and data for programs.
+    """What a tool returned, as text for the model and data for programs, both fit for the journal.
+
+    Characters that UTF-8 cannot hold (of file names, for instance) become `?`; NaN and infinity become null.
 
     Raises:
-        ToolError: It is no JSON, no pydantic model, no dataclass and no media.
+        ToolError: It is no JSON, no pydantic model, no dataclass and no media, or a `ToolResult` that holds such.
     """
     if isinstance(value, ToolResult):
-        return value
+        return _checked(value)
     if value is None:
         return ToolResult("done")
     if isinstance(value, str):
-        return ToolResult(value)
+        return ToolResult(_printable(value))
     if isinstance(value, bytes):
         return ToolResult(value.decode("utf-8", "replace"))
     if isinstance(value, (Image, Audio, Document)):
         return ToolResult(f"[{value.type}]", media=(value,))
     items = cast("list[Any]", value) if isinstance(value, (list, tuple)) else []
-    if items and all(isinstance(item, (str, Image, Audio, Document)) for item in items) and not all(isinstance(item, str) for item in items):
-        media = tuple(item for item in items if not isinstance(item, str))
-        return ToolResult("\n".join(item for item in items if isinstance(item, str)), media=media)
+    words = [item for item in items if isinstance(item, str)]
+    media = tuple(item for item in items if isinstance(item, (Image, Audio, Document)))
+    if media and len(words) + len(media) == len(items):
+        return ToolResult(_printable("\n".join(words)), media=media)
+    text = _to_json(value, f"the tool returned {type(cast('object', value)).__name__}")
+    return ToolResult(text, data=json.loads(text))
+
+
+def _checked(result: ToolResult) -> ToolResult:
+    text, data, media = cast("tuple[Any, Any, Any]", (result.text, result.data, result.media))
+    if not isinstance(text, str):
+        raise ToolError(f"ToolResult(text=) takes a str, not {type(text).__name__}")
+    if not isinstance(media, (tuple, list)):
+        raise ToolError(f"ToolResult(media=) takes a tuple of media, not {type(media).__name__}")
+    for item in cast("list[Any]", media):
+        if not isinstance(item, (Image, Audio, Document)):
+            raise ToolError(f"ToolResult(media=) takes Image, Audio and Document, not {type(item).__name__}")
+    if data is not None:
+        data = json.loads(_to_json(data, f"ToolResult(data=) holds {type(data).__name__}"))
+    return replace(result, text=_printable(text), data=data, media=tuple(cast("list[Media]", media)))
+
+
+def _to_json(value: Any, what: str) -> str:
     try:
-        data = _to_json(value)
-        return ToolResult(json.dumps(data, ensure_ascii=False), data=data)
+        # Through Python objects, since straight to JSON a character that UTF-8 cannot hold is an error.
+        plain = pydantic_core.to_jsonable_python(value, inf_nan_mode="null")
+        return _printable(json.dumps(plain, ensure_ascii=False, allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
-        raise ToolError(f"the tool returned {type(value).__name__}, which is neither text nor JSON: {error}") from None
+        raise ToolError(f"{what}, which is neither text nor JSON: {error}") from None
 
 
-def _to_json(value: Any) -> Any:
-    if isinstance(value, pydantic.BaseModel):
-        return value.model_dump(mode="json")
-    if is_dataclass(value) and not isinstance(value, type):
-        value = asdict(value)
-    return json.loads(json.dumps(value, default=_to_json_inner))
-
-
-def _to_json_inner(value: Any) -> Any:
-    if isinstance(value, (pydantic.BaseModel,)) or is_dataclass(value):
-        return _to_json(value)
-    if isinstance(value, (set, frozenset, tuple)):
-        return list(cast("tuple[Any, ...]", value))
-    if isinstance(value, Path):
-        return str(value)
-    if hasattr(value, "isoformat"):
-        return value.isoformat()
-    raise TypeError(f"{type(value).__name__} is not JSON")
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
 
 
 Described: TypeAlias = dict[str, str]
 
 
-def _argument_model(name: str, function: Callable[..., Any], described: Described) -> tuple[str | None, type[pydantic.BaseModel]]:
+_FIELD = "argument_"
+"""Before each field's name in an argument model, so that no argument's name can meet one of pydantic's own."""
+
+
+def _routine(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function itself, or of a callable object its `__call__`, which has the hints."""
+    return function if inspect.isroutine(function) else cast("Any", function).__call__
+
+
+def _hints(name: str, function: Callable[..., Any]) -> dict[str, Any]:
     try:
-        hints = get_type_hints(function, include_extras=True)
+        return get_type_hints(_routine(function), include_extras=True)
     except NameError as error:
         raise TypeError(f"tool {name!r}: {error}; a hint must be importable where the tool is defined") from None
-    context: str | None = None
+
+
+def _is_context(hint: Any) -> bool:
+    return ToolContext in (hint, getattr(hint, "__origin__", None))
+
+
+def _argument_model(
+    name: str, function: Callable[..., Any], hints: Mapping[str, Any], described: Described
+) -> type[pydantic.BaseModel]:
     fields: dict[str, Any] = {}
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
             raise TypeError(f"tool {name!r}: parameter {parameter.name!r} must be an ordinary, named one")
-        if hints.get(parameter.name) is ToolContext:
-            context = parameter.name
-            continue
         if parameter.name not in hints:
-            raise TypeError(f"tool {name!r}: parameter {parameter.name!r} needs a type hint, from which its schema is made")
+            raise TypeError(f"tool {name!r}: parameter {parameter.name!r} needs a type hint to make its schema from")
+        if _is_context(hints[parameter.name]):
+            continue
         default: Any = ... if parameter.default is parameter.empty else parameter.default
-        info = default if isinstance(default, FieldInfo) else pydantic.Field(default, description=described.get(parameter.name))
-        fields[parameter.name] = (hints[parameter.name], info)
+        if not isinstance(default, FieldInfo):
+            default = pydantic.Field(default, description=described.get(parameter.name))
+        fields[_FIELD + parameter.name] = (hints[parameter.name], default)
+    config = pydantic.ConfigDict(
+        extra="forbid", protected_namespaces=(), alias_generator=lambda key: key.removeprefix(_FIELD)
+    )
     try:
-        model = pydantic.create_model(name, __config__=pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=False, protected_namespaces=()), **fields)
-    except pydantic.errors.PydanticSchemaGenerationError as error:
+        return pydantic.create_model(name, __config__=config, **fields)
+    except pydantic.errors.PydanticUserError as error:
         raise TypeError(f"tool {name!r}: {str(error).splitlines()[0]}") from None
-    return context, model
 
 
-def _context_parameter(function: Callable[..., Any]) -> str | None:
-    hints = get_type_hints(function)
-    return next((name for name, hint in hints.items() if hint is ToolContext), None)
-
-
-def _schema(model: type[pydantic.BaseModel]) -> dict[str, Any]:
-    schema = model.model_json_schema()
+def _schema(name: str, model: type[pydantic.BaseModel]) -> dict[str, Any]:
+    try:
+        schema = model.model_json_schema()
+    except pydantic.errors.PydanticUserError as error:
+        raise TypeError(f"tool {name!r}: {str(error).splitlines()[0]}") from None
     schema.pop("title", None)
     schema.setdefault("properties", {})
     for described in schema["properties"].values():
@@ -349,7 +405,7 @@ def _read_docstring(text: str) -> tuple[str, Described]:
             indent = depth if indent is None else indent
             found = _ARGUMENT.match(line.strip()) if depth == indent else None
             if found:
-                current = found[1].lstrip("*")
+                current = str(found[1]).lstrip("*")
                 described[current] = found[2].strip()
             elif current is not None:
                 described[current] = f"{described[current]} {line.strip()}".strip()
@@ -357,7 +413,10 @@ def _read_docstring(text: str) -> tuple[str, Described]:
 
 
 def _explain(name: str, error: pydantic.ValidationError) -> str:
-    lines = [f"{'.'.join(str(part) for part in item['loc']) or 'arguments'}: {item['msg']}" for item in error.errors(include_url=False, include_input=False)]
+    lines = [
+        f"{'.'.join(str(part) for part in item['loc']) or 'arguments'}: {item['msg']}"
+        for item in error.errors(include_url=False, include_input=False)
+    ]
     return f"the arguments of {name!r} do not fit its schema: " + "; ".join(lines)
 
 

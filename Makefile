@@ -1,0 +1,40 @@
+# The same few verbs for people and CI. Each sets up a private .venv; a stamp file makes the second call quick.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.model  ## Supervised agents on a real small model; one crashes and comes back.
+	$(BIN)/nitinol demo
+
+test: $(VENV)/.dev  ## All tests; ARGS="-k name" for some.
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev  ## Style, types, and the order of rooms.
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.dev  ## Ratios against bare loops, measured side by side.
+	$(BIN)/python benchmarks/run.py $(ARGS)
+
+clean:  ## Remove what the verbs above have made.
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+
+$(VENV)/.package: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "nitinol needs Python 3.11 or newer: make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.package
+	$(BIN)/python -m pip install --quiet --group dev
+	@touch $@
+
+$(VENV)/.model: $(VENV)/.package
+	$(BIN)/nitinol local install
+	@touch $@

@@ -1,0 +1,346 @@
+"""An answer of chat completions, put together from its chunks, however loosely a server keeps to the protocol."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
+from typing import Any, cast
+
+from pydantic_core import from_json
+
+from nitinol import errors
+from nitinol.errors import MalformedResponse, ProviderError
+from nitinol.http import error_message, error_type
+from nitinol.messages import Message, Part, StopReason, Text, Thinking, ToolCall
+from nitinol.provider import Delta, ModelRequest, ModelResponse, StreamPart, UsageSoFar
+from nitinol.usage import Usage
+from nitinol_providers.overflow import classify
+
+_STOP: Mapping[str, StopReason] = {
+    "stop": "end_turn",
+    "eos": "end_turn",  # Together
+    "end_turn": "end_turn",
+    "stop_sequence": "end_turn",
+    "tool_calls": "tool_use",
+    "function_call": "tool_use",
+    "tool_use": "tool_use",
+    "length": "max_tokens",
+    "max_tokens": "max_tokens",
+    "model_length": "max_tokens",  # Mistral
+    "content_filter": "content_filter",
+    "safety": "content_filter",
+    "refusal": "refusal",
+}
+_FAILED: Mapping[str, type[ProviderError]] = {
+    "error": errors.ServerError,  # OpenRouter, Mistral
+    "insufficient_system_resource": errors.Overloaded,  # DeepSeek
+}
+_CODES: Mapping[str, type[ProviderError]] = {
+    "rate_limit_exceeded": errors.RateLimited,
+    "rate_limit_error": errors.RateLimited,
+    "insufficient_quota": errors.RateLimited,
+    "overloaded": errors.Overloaded,
+    "overloaded_error": errors.Overloaded,
+    "unavailable_error": errors.Overloaded,
+    "authentication_error": errors.AuthenticationFailed,
+    "invalid_api_key": errors.AuthenticationFailed,
+    "permission_error": errors.AuthenticationFailed,
+    "invalid_request_error": errors.InvalidRequest,
+    "not_found_error": errors.InvalidRequest,
+}
+_LONE = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+)
+
+
+@dataclass(slots=True)
+class _Call:
+    id: str | None
+    name: str
+    pieces: list[str] = field(default_factory=list[str])
+
+
+@dataclass(slots=True)
+class _Words:
+    """A run of one kind of words: text or thinking."""
+
+    kind: str
+    pieces: list[str] = field(default_factory=list[str])
+
+
+class ChatAnswer:
+    """Reads the chunks of one answer, or the answer whole. Keep one for each attempt."""
+
+    def __init__(self, provider: str, model: str, request: ModelRequest) -> None:
+        self._provider = provider
+        self._model = model
+        self._request = request
+        self._words: list[_Words] = []
+        self._calls: list[_Call] = []
+        self._by_index: dict[int, int] = {}
+        self._details: dict[Any, dict[str, Any]] = {}
+        self._usage: Usage | None = None
+        self._finish: str | None = None
+        self._refused = False
+        self._id: str | None = None
+        self._raw_model: str | None = None
+
+    def read(self, data: bytes) -> list[StreamPart]:
+        """Take the data of one event; give what it adds.
+
+        Raises:
+            ProviderError: It is an error, or no chunk at all.
+        """
+        if not data:
+            return []
+        try:
+            chunk = _parse(data)
+            if chunk.get("error"):
+                raise chunk_error(chunk["error"])
+            made: list[StreamPart] = []
+            for choice in chunk.get("choices") or ():
+                if not choice.get("index"):  # we never ask for a second choice; a server may give one
+                    self._read_choice(choice, made)
+            if self._id is None:
+                self._id = chunk.get("id") or None
+                self._raw_model = chunk.get("model") or None
+            raw = chunk.get("usage") or _object(chunk.get("x_groq")).get("usage")
+            if raw and (usage := read_usage(raw)) != self._usage:
+                self._usage = usage
+                made.append(UsageSoFar(usage))
+            return made
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            shown = data[:200].decode("utf-8", "replace")
+            raise MalformedResponse(f"a chunk is no chat completion ({error}): {shown}") from None
+
+    def response(self) -> ModelResponse:
+        """The whole answer, once the stream has ended.
+
+        Raises:
+            MalformedResponse: No chunk said why the answer ended, so it is not whole.
+            ProviderError: The last chunk says that the vendor failed.
+        """
+        if self._finish is None:
+            raise MalformedResponse("the stream ended without its end: no chunk had a finish_reason")
+        if failed := _FAILED.get(self._finish):
+            raise failed(f"the provider ended its answer with finish_reason {self._finish!r}")
+        parts: list[Part] = []
+        for words in self._words:
+            text = "".join(words.pieces)
+            parts.append(Text(text) if words.kind == "text" else Thinking(text=text))
+        self._sign(parts)
+        parts.extend(self._tool_calls())
+        return ModelResponse(
+            message=Message(role="assistant", parts=tuple(parts), provider=self._provider, model=self._model),
+            usage=self._usage,
+            stop_reason=self._stop_reason(),
+            raw_model=self._raw_model,
+            response_id=self._id,
+        )
+
+    def _read_choice(self, choice: Any, made: list[StreamPart]) -> None:
+        delta = choice.get("delta") or choice.get("message")
+        if delta:
+            if thought := delta.get("reasoning_content") or delta.get("reasoning"):
+                self._say("thinking", thought, made)
+            if content := delta.get("content"):
+                if isinstance(content, str):
+                    self._say("text", content, made)
+                else:
+                    self._read_list(content, made)
+            if refusal := delta.get("refusal"):
+                self._refused = True
+                self._say("text", refusal, made)
+            if details := delta.get("reasoning_details"):
+                self._read_details(details)
+            for call in delta.get("tool_calls") or ():
+                self._read_call(call, made)
+        if finish := choice.get("finish_reason"):
+            self._finish = finish
+
+    def _say(self, kind: Any, text: str, made: list[StreamPart]) -> None:
+        if not self._words or self._words[-1].kind != kind:
+            self._words.append(_Words(kind))
+        self._words[-1].pieces.append(text)
+        made.append(Delta(kind, text, len(self._words) - 1))
+
+    def _read_list(self, content: Any, made: list[StreamPart]) -> None:
+        """Mistral's content: a list of text and thinking, which is a list of text in turn."""
+        for item in content:
+            if item.get("type") == "thinking":
+                thought = item.get("thinking") or ""
+                text = thought if isinstance(thought, str) else "".join(piece.get("text") or "" for piece in thought)
+                if text:
+                    self._say("thinking", text, made)
+            elif item.get("text"):
+                self._say("text", item["text"], made)
+
+    def _read_details(self, details: Any) -> None:
+        """OpenRouter's record of the thinking, which must go back as it came: its pieces, put together by index."""
+        for detail in details:
+            kept = self._details.setdefault((detail.get("index"), detail.get("type")), {})
+            for name, value in detail.items():
+                if name in ("text", "summary", "data") and kept.get(name) and value:
+                    kept[name] += value
+                elif value is not None or name not in kept:
+                    kept[name] = value
+
+    def _read_call(self, delta: Any, made: list[StreamPart]) -> None:
+        function = _object(delta.get("function"))
+        number = self._number(delta.get("index"), delta.get("id") or None, function.get("name") or "")
+        arguments = function.get("arguments")
+        if arguments:
+            text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+            self._calls[number].pieces.append(text)
+            made.append(Delta("tool_args", text, number))
+
+    def _number(self, index: int | None, id: str | None, name: str) -> int:
+        """Which call a delta belongs to.
+
+        By its index; but servers leave it out, or give every call the index 0 and an id of its own. Id and name are set
+        once: some servers repeat both in each delta, and some make up a new id for each.
+        """
+        number = self._by_index.get(index) if index is not None else self._known(id, name)
+        if number is not None:
+            call = self._calls[number]
+            if not (id and name and call.id and id != call.id):
+                call.id = call.id or id
+                call.name = call.name or name
+                return number
+        self._calls.append(_Call(id, name))
+        number = len(self._calls) - 1
+        if index is not None:
+            self._by_index[index] = number
+        return number
+
+    def _known(self, id: str | None, name: str) -> int | None:
+        found = next((number for number, call in enumerate(self._calls) if id and call.id == id), None)
+        if found is None and not name and self._calls:
+            return len(self._calls) - 1
+        return found
+
+    def _sign(self, parts: list[Part]) -> None:
+        if not self._details:
+            return
+        signature = json.dumps(list(self._details.values()), ensure_ascii=False, separators=(",", ":"))
+        for place, part in enumerate(parts):
+            if isinstance(part, Thinking):
+                parts[place] = Thinking(text=part.text, signature=signature)
+                return
+        parts.insert(0, Thinking(text="", signature=signature, redacted=True))
+
+    def _tool_calls(self) -> list[ToolCall]:
+        """The calls, each with an id that no other call of the conversation has."""
+        if not self._calls:
+            return []
+        request = self._request
+        taken = {call.call_id for message in request.messages for call in message.tool_calls}
+        made: list[ToolCall] = []
+        for number, call in enumerate(self._calls):
+            if not call.name:
+                raise MalformedResponse("a tool call has no name")
+            id, again = call.id, 0
+            while not id or id in taken:
+                # No chance in it: the same answer must give the same ids.
+                id = "_".join(filter(None, ("call", request.run_id, str(request.turn), str(number), "x" * again)))
+                again += 1
+            taken.add(id)
+            raw = "".join(call.pieces)
+            arguments = _arguments(raw)
+            made.append(
+                ToolCall(call_id=id, name=call.name, malformed=raw)
+                if arguments is None
+                else ToolCall(call_id=id, name=call.name, arguments=arguments)
+            )
+        return made
+
+    def _stop_reason(self) -> StopReason:
+        if self._refused:
+            return "refusal"
+        reason = _STOP.get(str(self._finish), "other")
+        if reason == "end_turn" and self._calls:
+            return "tool_use"
+        if reason == "tool_use" and not self._calls:
+            return "end_turn"
+        return reason
+
+
+def chunk_error(error: Any) -> ProviderError:
+    """An error that came inside an answer of status 200, by its code."""
+    fields = _object(error) if isinstance(error, dict) else {}
+    code, kind = str(fields.get("code")), str(fields.get("type"))
+    status = next((int(text) for text in (code, str(fields.get("status"))) if text.isdecimal()), 0)
+    known = _CODES.get(code) or _CODES.get(kind)
+    by_status = error_type(status) if 400 <= status < 600 else None
+    cls = classify(status, json.dumps(fields or str(error))) or by_status or known or errors.ServerError
+    return cls(error_message(fields or str(error)), status_code=status or None)
+
+
+def read_usage(raw: Mapping[str, Any]) -> Usage:
+    """A `usage` object of any vendor."""
+    read, wrote = _detail(raw, "prompt_tokens_details", "cached_tokens", "cache_write_tokens")
+    (reasoning,) = _detail(raw, "completion_tokens_details", "reasoning_tokens")
+    prompt, total = _count(raw.get("prompt_tokens")), _count(raw.get("total_tokens"))
+    return Usage(
+        input_tokens=prompt,
+        cache_read_tokens=read or _count(raw.get("prompt_cache_hit_tokens")),  # DeepSeek
+        cache_write_tokens=wrote,
+        # xAI and Gemini leave reasoning out of the completion, but not out of the total, nor of the bill.
+        output_tokens=max(_count(raw.get("completion_tokens")), total - prompt),
+        reasoning_tokens=reasoning,
+        server_tool_calls=_count(_object(raw.get("server_tool_use")).get("web_search_requests")),
+        reported_cost=_cost(raw),
+    )
+
+
+def _detail(raw: Mapping[str, Any], name: str, *keys: str) -> tuple[int, ...]:
+    details = _object(raw.get(name))
+    return tuple(_count(details.get(key)) for key in keys)
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    """A JSON object that may be null."""
+    return value or {}
+
+
+def _count(value: Any) -> int:
+    return max(int(value), 0) if isinstance(value, (int, float)) else 0
+
+
+def _cost(raw: Mapping[str, Any]) -> Decimal | None:
+    """OpenRouter's bill. With the user's own key, the vendor's bill comes on top; where that is not told, it is unknown."""
+    costs = [raw.get("cost")]
+    if raw.get("is_byok"):
+        costs.append(_object(raw.get("cost_details")).get("upstream_inference_cost"))
+    try:
+        amounts = [Decimal(str(cost)) for cost in costs]  # by way of text: 0.1 is a tenth
+    except InvalidOperation:
+        return None
+    total = sum(amounts, Decimal(0))
+    return total if total.is_finite() and total >= 0 else None
+
+
+def _parse(data: bytes) -> Any:
+    try:
+        return from_json(data)
+    except ValueError:
+        if not _LONE.search(data):
+            raise
+        # A server that cuts an emoji in two sends half of it as an escape, which is no text; the rest of the chunk is.
+        return from_json(_LONE.sub(rb"\\ufffd", data))
+
+
+def _arguments(raw: str) -> dict[str, Any] | None:
+    """A call's arguments; None where they are no JSON object. Nothing at all means no arguments."""
+    if not raw.strip():
+        return {}
+    try:
+        arguments: Any = from_json(raw, allow_inf_nan=False)
+    except ValueError:
+        return None
+    if arguments is None:
+        return {}
+    return cast("dict[str, Any]", arguments) if isinstance(arguments, dict) else None

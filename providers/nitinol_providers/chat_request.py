@@ -1,0 +1,174 @@
+"""A request in the words of chat completions: every part of every message, in the vendor's form or as a note."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from nitinol.messages import Audio, Document, Image, Media, Message, Part, Text, Thinking, ToolAnswer, ToolCall
+from nitinol.provider import ModelRequest
+from nitinol.provider import Thinking as ThinkingOption
+from nitinol_providers.vendors import Vendor
+
+_SOUND = {"audio/wav": "wav", "audio/x-wav": "wav", "audio/wave": "wav", "audio/mpeg": "mp3", "audio/mp3": "mp3"}
+_TOKENS = {"low": 2048, "medium": 8192, "high": 24576}
+_LETTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+
+
+def body(vendor: Vendor, model: str, request: ModelRequest) -> dict[str, Any]:
+    """The whole body; what stands in `request.extra` wins."""
+    made: dict[str, Any] = {"model": model, "messages": messages(vendor, request), "stream": True}
+    if vendor.stream_options:
+        made["stream_options"] = {"include_usage": True}
+    if vendor.name == "openrouter":
+        made["usage"] = {"include": True}
+    if request.tools:
+        made["tools"] = [
+            {
+                "type": "function",
+                "function": {"name": tool.name, "description": tool.description, "parameters": tool.parameters},
+            }
+            for tool in request.tools
+        ]
+    if request.max_output_tokens is not None:
+        made[vendor.max_tokens] = request.max_output_tokens
+    if request.temperature is not None:
+        made["temperature"] = request.temperature
+    if request.thinking is not None:
+        made.update(_thinking(vendor, request.thinking))
+    if request.output_schema is not None and vendor.output == "json_schema":
+        schema = {"name": "output", "schema": request.output_schema}
+        made["response_format"] = {"type": "json_schema", "json_schema": schema}
+    return {**made, **request.extra}
+
+
+def messages(vendor: Vendor, request: ModelRequest) -> list[dict[str, Any]]:
+    """The conversation, the system prompt first."""
+    system = request.instructions or ""
+    if request.output_schema is not None and vendor.output == "prompt":
+        schema = json.dumps(request.output_schema, ensure_ascii=False, default=dict)
+        system = f"{system}\n\nYour final answer is JSON alone, and follows this JSON schema: {schema}".strip()
+    made: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+    for message in request.messages:
+        if message.role == "user":
+            if not vendor.user_after_tool and made and made[-1]["role"] == "tool":
+                made.append({"role": "assistant", "content": "OK."})
+            made.append({"role": "user", "content": _content(vendor, message.parts)})
+        elif message.role == "assistant":
+            made.extend(_assistant(vendor, message))
+        else:
+            made.extend(_tool(vendor, message))
+    return made
+
+
+def _assistant(vendor: Vendor, message: Message) -> Iterable[dict[str, Any]]:
+    notes = [_note(part) for part in message.parts if isinstance(part, (Image, Audio, Document))]
+    text = "\n".join(filter(None, [message.text, *notes]))
+    calls = [_call(vendor, call) for call in message.tool_calls]
+    if not text and not calls:
+        return  # thinking alone: some refuse a message without content
+    made: dict[str, Any] = {"role": "assistant", "content": text or None}
+    if calls:
+        made["tool_calls"] = calls
+    if vendor.replay and message.provider == vendor.name:
+        thoughts = [part for part in message.parts if isinstance(part, Thinking)]
+        words = "".join(thought.text for thought in thoughts)
+        if details := [json.loads(thought.signature) for thought in thoughts if thought.signature]:
+            made["reasoning_details"] = [detail for several in details for detail in several]
+        elif words:
+            made[vendor.replay] = words
+    if vendor.replay == "reasoning_content" and calls:
+        made.setdefault(vendor.replay, "")  # DeepSeek refuses a tool call without it, whoever made it
+    yield made
+
+
+def _call(vendor: Vendor, call: ToolCall) -> dict[str, Any]:
+    # What was no JSON must go back as JSON, or the server refuses the whole conversation.
+    arguments: Mapping[str, Any] = call.arguments if call.malformed is None else {"malformed_json": call.malformed}
+    written = json.dumps(arguments, ensure_ascii=False, default=dict)
+    return {
+        "id": _id(vendor, call.call_id),
+        "type": "function",
+        "function": {"name": call.name, "arguments": written},
+    }
+
+
+def _tool(vendor: Vendor, message: Message) -> Iterable[dict[str, Any]]:
+    shown: list[Part] = []
+    for part in message.parts:
+        if not isinstance(part, ToolAnswer):
+            continue
+        text = f"Error: {part.text}" if part.error and not part.text.lower().startswith("error") else part.text
+        for medium in part.media:
+            if vendor.user_after_tool and _medium(vendor, medium) is not None:
+                shown += [Text(f"From the tool {part.name!r}, call {_id(vendor, part.call_id)}:"), medium]
+                text = f"{text}\n[{medium.type} in the next message]".strip()
+            else:
+                text = f"{text}\n{_note(medium)}".strip()
+        yield {"role": "tool", "tool_call_id": _id(vendor, part.call_id), "content": text or "(no output)"}
+    if shown:
+        yield {"role": "user", "content": _content(vendor, shown)}
+
+
+def _content(vendor: Vendor, parts: Iterable[Part]) -> str | list[dict[str, Any]]:
+    """Words alone as one string, which every server takes; with media, as a list."""
+    made: list[dict[str, Any]] = []
+    for part in parts:
+        if isinstance(part, Text):
+            made.append({"type": "text", "text": part.text})
+        elif isinstance(part, (Image, Audio, Document)):
+            made.append(_medium(vendor, part) or {"type": "text", "text": _note(part)})
+    if all(item["type"] == "text" for item in made):
+        return "\n".join(item["text"] for item in made)
+    return made
+
+
+def _medium(vendor: Vendor, part: Media) -> dict[str, Any] | None:
+    """In the vendor's form, or None where it takes no such thing."""
+    data = None if part.data is None else base64.b64encode(part.data).decode()
+    url = part.url if data is None else f"data:{part.media_type};base64,{data}"
+    if isinstance(part, Image):
+        takes = "image" in vendor.media if data is not None else "image_url" in vendor.media
+        return {"type": "image_url", "image_url": {"url": url}} if takes else None
+    if isinstance(part, Audio):
+        sound = _SOUND.get(part.media_type)
+        takes = "audio" in vendor.media and data is not None and sound is not None
+        return {"type": "input_audio", "input_audio": {"data": data, "format": sound}} if takes else None
+    if part.data is not None and part.media_type.startswith(("text/", "application/json")):
+        title = f"Document {part.name!r}:\n" if part.name else ""
+        return {"type": "text", "text": title + part.data.decode("utf-8", "replace")}
+    if "document" in vendor.media and (data is not None or vendor.name == "openrouter"):
+        return {"type": "file", "file": {"filename": part.name or "document.pdf", "file_data": url}}
+    return None
+
+
+def _note(part: Media) -> str:
+    """What stands in the place of something the model cannot be shown."""
+    size = "" if part.data is None else f", {len(part.data)} bytes"
+    where = f" at {part.url}" if part.url is not None else ""
+    name = f" {part.name!r}" if part.name else ""
+    return f"[{part.type}{name}{where} ({part.media_type}{size}): not shown, this model does not take it]"
+
+
+def _thinking(vendor: Vendor, wanted: ThinkingOption) -> dict[str, Any]:
+    """The vendor's word for how much to think. A number of tokens becomes a level, or a level tokens, where it must."""
+    effort = wanted if isinstance(wanted, str) else "low" if wanted <= 4096 else "medium" if wanted <= 16384 else "high"
+    if vendor.thinking == "reasoning":
+        return {"reasoning": {"effort": wanted} if isinstance(wanted, str) else {"max_tokens": wanted}}
+    if vendor.thinking == "thinking":
+        return {"thinking": {"type": "enabled"}, "reasoning_effort": effort}
+    if vendor.thinking == "budget":
+        tokens = _TOKENS[wanted] if isinstance(wanted, str) else wanted
+        return {"chat_template_kwargs": {"enable_thinking": True}, "thinking_budget_tokens": tokens}
+    return {"reasoning_effort": "high" if vendor.thinking == "high_only" else effort}
+
+
+def _id(vendor: Vendor, call_id: str) -> str:
+    """The id as this vendor takes it; the same for a call and its answer."""
+    if not vendor.short_ids or (len(call_id) == 9 and call_id.isascii() and call_id.isalnum()):
+        return call_id
+    number = int.from_bytes(hashlib.sha256(call_id.encode("utf-8", "replace")).digest()[:8], "big")
+    return "".join(_LETTERS[number // 62**place % 62] for place in range(9))

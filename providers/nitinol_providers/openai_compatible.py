@@ -1,0 +1,164 @@
+"""Chat completions: the protocol of OpenAI's first chat API, which most vendors and every local server speak.
+
+    model string            key                    base URL from
+    openai-compatible:…     OPENAI_API_KEY         OPENAI_BASE_URL, else OpenAI's own
+    ollama:…                OLLAMA_API_KEY (if)    OLLAMA_HOST
+    openrouter:…            OPENROUTER_API_KEY
+    deepseek:…              DEEPSEEK_API_KEY
+    mistral:…               MISTRAL_API_KEY
+    groq:…                  GROQ_API_KEY           GROQ_BASE_URL
+    together:…              TOGETHER_API_KEY       TOGETHER_BASE_URL
+    vllm:…                  VLLM_API_KEY (if)      VLLM_BASE_URL, else port 8000 of this machine
+    llamacpp:…              LLAMA_API_KEY (if)     LLAMACPP_BASE_URL, else port 8080 of this machine
+
+(if): sent if it is set. Any other server: `OpenAICompatible(model, base_url=…, api_key=…)`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import replace
+from urllib.parse import urlsplit
+
+from nitinol.errors import ConfigurationError, MissingKey, ProviderError
+from nitinol.http import Http, redact
+from nitinol.provider import ModelInfo, ModelRequest, Provider, StreamPart
+from nitinol_providers import catalog
+from nitinol_providers.chat_answer import ChatAnswer
+from nitinol_providers.chat_request import body
+from nitinol_providers.overflow import classify
+from nitinol_providers.vendors import VENDORS, base_url_of
+
+
+class OpenAICompatible:
+    """A model behind a chat completions API. Immutable; any number of agents may share one.
+
+    Args:
+        model: The name sent to the server.
+        name: The vendor. One of the names above brings its address, its key's variable and its dialect; any other is
+            plain OpenAI with a name of its own, and needs `base_url`.
+        base_url: Up to but without `/chat/completions`; None = from the vendor's variable, else its own address.
+        api_key: None = from the vendor's variable.
+        headers: Sent with each request, after ours and over them.
+
+    Raises:
+        MissingKey: The vendor wants a key, and there is none.
+        ConfigurationError: The model is empty, or the base URL is no http address.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        name: str = "openai-compatible",
+        base_url: str | None = None,
+        api_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        if not model.strip():
+            raise ConfigurationError(f"{name}: the model's name is empty; write for instance '{name}:llama3.2'")
+        if name not in VENDORS and base_url is None:
+            raise ConfigurationError(f"{name!r} is no known vendor ({', '.join(sorted(VENDORS))}); give base_url=")
+        vendor = VENDORS.get(name) or replace(VENDORS["openai-compatible"], name=name, key_variable=None)
+        url, is_default = (base_url, False) if base_url is not None else base_url_of(vendor)
+        # A server of one's own may want no key; OpenAI does.
+        required = vendor.key_required and (name != "openai-compatible" or is_default)
+        self.name = name
+        self.model = model
+        self.base_url = _checked(url, name)
+        self._vendor = vendor
+        self._headers = {**_authorization(api_key, vendor.key_variable, required, name), **(headers or {})}
+
+    def __repr__(self) -> str:
+        parts = urlsplit(self.base_url)
+        shown = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+        return f"OpenAICompatible({self.model!r}, name={self.name!r}, base_url={shown!r})"
+
+    def info(self) -> ModelInfo:
+        """From the catalogue, which is imported once (0.2 s). Of a local server nothing is known: None, not free."""
+        url = self.base_url if self.name == "openai-compatible" else None
+        return catalog.model_info(self.model, vendor=self._vendor.catalog, url=url)
+
+    async def stream(self, request: ModelRequest, http: Http) -> AsyncGenerator[StreamPart, None]:
+        """Ask the model; see `Provider.stream`."""
+        answer = ChatAnswer(self.name, self.model, request)
+        url = f"{self.base_url}/chat/completions"
+        sent = body(self._vendor, self.model, request)
+        events = http.sse("POST", url, headers=self._headers, json=sent, classify=classify, until=b"[DONE]")
+        try:
+            async with aclosing(events):
+                async for data in events:
+                    for part in answer.read(data):
+                        yield part
+            response = answer.response()
+        except ProviderError as error:
+            error.args = (redact(str(error), self._headers),)
+            raise
+        yield response
+
+
+def deepseek(model: str) -> Provider:
+    """The entry point of `deepseek:`."""
+    return OpenAICompatible(model, name="deepseek")
+
+
+def groq(model: str) -> Provider:
+    """The entry point of `groq:`."""
+    return OpenAICompatible(model, name="groq")
+
+
+def llamacpp(model: str) -> Provider:
+    """The entry point of `llamacpp:`."""
+    return OpenAICompatible(model, name="llamacpp")
+
+
+def mistral(model: str) -> Provider:
+    """The entry point of `mistral:`."""
+    return OpenAICompatible(model, name="mistral")
+
+
+def ollama(model: str) -> Provider:
+    """The entry point of `ollama:`."""
+    return OpenAICompatible(model, name="ollama")
+
+
+def openai_compatible(model: str) -> Provider:
+    """The entry point of `openai-compatible:`."""
+    return OpenAICompatible(model)
+
+
+def openrouter(model: str) -> Provider:
+    """The entry point of `openrouter:`."""
+    return OpenAICompatible(model, name="openrouter")
+
+
+def together(model: str) -> Provider:
+    """The entry point of `together:`."""
+    return OpenAICompatible(model, name="together")
+
+
+def vllm(model: str) -> Provider:
+    """The entry point of `vllm:`."""
+    return OpenAICompatible(model, name="vllm")
+
+
+def _checked(url: str, name: str) -> str:
+    try:
+        parts = urlsplit(url.strip())
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ConfigurationError(
+            f"{name}: base_url={url!r} is no http address; write for instance 'http://127.0.0.1:8000/v1'"
+        )
+    return url.strip().rstrip("/")
+
+
+def _authorization(api_key: str | None, variable: str | None, required: bool, name: str) -> dict[str, str]:
+    key = (api_key if api_key is not None else os.environ.get(variable or "", "")).strip()
+    if not key and required:
+        raise MissingKey(f"{name} needs a key: set {variable}, or give api_key=")
+    return {"authorization": f"Bearer {key}"} if key else {}

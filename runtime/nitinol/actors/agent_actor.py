@@ -1,0 +1,488 @@
+"""One agent: the cell, which stays, and the actor, which may die and come back.
+
+The cell is what a key means as long as its runtime lives. It holds the committed state, the requests that were not yet
+accepted, and the outcomes that came while no incarnation lived. The actor holds the working state and what is in flight.
+Both live on the core loop; only `Cell.submit`, `restart`, `park` and reading `committed` are for other threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, cast
+
+from nitinol import events as ev
+from nitinol.actors.actor import LoopActor
+from nitinol.actors.bus import EventBus
+from nitinol.actors.gateway import ModelGateway
+from nitinol.actors.hook_runner import HookFailed, HookRunner
+from nitinol.actors.port import Stopper
+from nitinol.actors.supervisor import AgentSupervisor, ChildDown, Wake
+from nitinol.actors.tool_runner import ToolRunner
+from nitinol.agent import Agent
+from nitinol.env import Env, Loop, Timer
+from nitinol.errors import AgentDown, AgentParked, AgentStopped, NitinolError
+from nitinol.hooks import Halt
+from nitinol.journal.base import Journal, Opening
+from nitinol.logs import get_logger
+from nitinol.machine import (
+    CallModel,
+    Cancel,
+    Crashed,
+    Effect,
+    Input,
+    Opened,
+    Park,
+    PrepareTool,
+    Resolve,
+    RunTool,
+    Send,
+    Stop,
+    Tick,
+    Wait,
+    effects,
+    step,
+)
+from nitinol.state import AgentState
+
+Life = Literal["opening", "up", "backoff", "parked", "stopped"]
+Events = Sequence[ev.Event]
+
+TRIES = 2
+"""Incarnations that may die over one request; then it is refused."""
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """An input that somebody waits for: answered with its events once they are committed, or with why not."""
+
+    input: Input
+    answer: Callable[[Events | BaseException], None]
+    tries: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Crash:
+    """Makes the actor raise: for tests of recovery."""
+
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class _Started:
+    """The `agent_start` hooks have run; `refusal` if one of them halted."""
+
+    refusal: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What agents share."""
+
+    env: Env
+    core: Loop
+    journal: Journal
+    bus: EventBus
+    gateway: ModelGateway
+    tools: ToolRunner
+    hooks: HookRunner
+    supervisor: AgentSupervisor
+    result_of: Callable[[str, str], Any]
+    """Builds the result of a finished run, for `after_run` hooks."""
+
+
+class Cell:
+    """The stable side of an agent."""
+
+    __slots__ = ("actor", "backlog", "committed", "definition", "epoch", "key", "life", "requests", "services")
+
+    def __init__(self, services: Services, key: str, definition: Agent[Any]) -> None:
+        self.services = services
+        self.key = key
+        self.definition = definition
+        self.committed = AgentState(key=key, agent=definition.name, definition=definition)
+        self.actor: AgentActor | None = None
+        self.life: Life = "opening"
+        self.epoch = 0
+        self.requests: deque[Request] | None = None
+        self.backlog: deque[Input] | None = None
+
+    # -- from any thread
+
+    def submit(self, input: Input) -> Future[Events]:
+        """A user's input. The future holds its committed events, or the error that refused it."""
+        future: Future[Events] = Future()
+
+        def answer(outcome: Events | BaseException) -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            if isinstance(outcome, BaseException):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
+
+        self.services.core.call(self._accept, Request(input, answer))
+        return future
+
+    def restart(self, restarts: int, delay: float, by_hand: bool) -> None:
+        """For the supervisor: start a new incarnation."""
+        self.services.core.call(self._launch, Opened(restarts=restarts, delay=delay, by_hand=by_hand))
+
+    def park(self, restarts: int, reason: str) -> None:
+        """For the supervisor: give up until somebody resumes."""
+        self.services.core.call(self._park, restarts, reason)
+
+    # -- Port, on the core loop
+
+    def tell(self, input: Input) -> None:
+        if self.actor is not None:
+            self.actor.post(input)
+        else:
+            if self.backlog is None:
+                self.backlog = deque()
+            self.backlog.append(input)
+
+    def ask(self, input: Input) -> asyncio.Future[Events]:
+        future: asyncio.Future[Events] = asyncio.get_running_loop().create_future()
+
+        def answer(outcome: Events | BaseException) -> None:
+            if not future.done():
+                future.set_result(() if isinstance(outcome, BaseException) else outcome)
+
+        if self.actor is None:
+            answer(())
+        else:
+            self.actor.post(Request(input, answer))
+        return future
+
+    # -- on the core loop
+
+    def open(self) -> None:
+        """Take over the key and start the first incarnation of this process."""
+        self.services.journal.open(self.key, self._opened)
+
+    def _opened(self, opening: Opening | Exception) -> None:
+        if isinstance(opening, Exception):
+            self._give_up(opening)
+            return
+        self.epoch = opening.epoch
+        try:
+            blank = AgentState(key=self.key, agent=self.definition.name, definition=self.definition)
+            self.committed = blank.fold(opening.events)
+        except NitinolError as error:
+            self._give_up(error)
+            return
+        self._launch(Opened())
+
+    def _launch(self, opened: Opened) -> None:
+        if self.actor is not None or self.life == "stopped":
+            return
+        self.life = "up"
+        self.actor = AgentActor(self, self.committed)
+        self.actor.launch()
+        run = self.committed.run
+        flying = self.services.tools.in_flight(self.key)
+        adopted = frozenset(
+            (call_id, number)
+            for (run_id, turn, call_id), number in flying.items()
+            if run is not None and (run_id, turn) == (run.run_id, run.turn)
+        )
+        self.actor.post(Opened(adopted=adopted, restarts=opened.restarts, delay=opened.delay, by_hand=opened.by_hand))
+        backlog, self.backlog = self.backlog or (), None
+        for input in backlog:
+            self.actor.post(input)
+        for request in self.requests or ():
+            self.actor.post(request)
+
+    def _accept(self, request: Request) -> None:
+        match self.life:
+            case "parked":
+                request.answer(
+                    AgentParked(f"agent {self.key!r} is parked after too many crashes; ref.resume() tries again")
+                )
+                return
+            case "stopped":
+                request.answer(
+                    AgentStopped(f"agent {self.key!r} was stopped; rt.start(agent, key={self.key!r}) starts it again")
+                )
+                return
+            case _:
+                pass
+        if self.requests is None:
+            self.requests = deque()
+        self.requests.append(request)
+        if self.actor is not None:
+            self.actor.post(request)
+        elif self.life == "backoff" and isinstance(request.input, (Cancel, Resolve, Stop)):
+            self.services.supervisor.post(Wake(self, by_hand=False))
+
+    def settled(self, request: Request, outcome: Events | BaseException) -> None:
+        """A request is answered: from here only the journal knows of it."""
+        if self.requests is not None and request in self.requests:
+            self.requests.remove(request)
+            if not self.requests:
+                self.requests = None
+        request.answer(outcome)
+
+    def down(self, actor: AgentActor, error: BaseException | None) -> None:
+        """The incarnation is gone: orderly, or crashed with `error`."""
+        if self.actor is not actor:
+            return
+        self.actor = None
+        if error is None:
+            return
+        self.life = "backoff"
+        get_logger().warning(
+            "agent crashed", agent=self.committed.agent, key=self.key, error=repr(error), exc_info=error
+        )
+        for request in list(self.requests or ()):
+            if request.tries >= TRIES:
+                self.settled(request, AgentDown(f"agent {self.key!r} died {request.tries} times over this: {error!r}"))
+        # The cell writes, under a new epoch: nothing of the dead incarnation can come after it.
+        crashed = Crashed(error_type=type(error).__name__, error=str(error)[:2000])
+        supervise = partial(self.services.supervisor.post, ChildDown(self, f"{crashed.error_type}: {crashed.error}"))
+        self._write(crashed, supervise)
+
+    def _park(self, restarts: int, reason: str) -> None:
+        self.life = "parked"
+        parked = AgentParked(f"agent {self.key!r} is parked: {reason}; ref.resume() tries again")
+        for request in list(self.requests or ()):
+            self.settled(request, parked)
+        self._write(Park(restarts=restarts, reason=reason), self._wake_waiters)
+
+    def stopped(self) -> None:
+        """The agent was stopped on purpose."""
+        self.life = "stopped"
+        if self.actor is not None:
+            self.actor.stop()
+        for request in list(self.requests or ()):
+            self.settled(request, AgentStopped(f"agent {self.key!r} was stopped"))
+        self._wake_waiters()
+
+    def _give_up(self, error: Exception) -> None:
+        self.life = "parked"
+        get_logger().error("agent cannot be opened", key=self.key, error=repr(error))
+        for request in list(self.requests or ()):
+            self.settled(request, error)
+
+    def _write(self, input: Input, then: Callable[[], object]) -> None:
+        def opened(opening: Opening | Exception) -> None:
+            if isinstance(opening, Exception):
+                self._give_up(opening)
+                return
+            self.epoch = opening.epoch
+            blank = AgentState(key=self.key, agent=self.definition.name, definition=self.definition)
+            events, state = step(blank.fold(opening.events), input, self.services.env.now())
+            self.services.journal.append(self.key, self.epoch, events, partial(committed, events, state))
+
+        def committed(events: Events, state: AgentState, error: Exception | None) -> None:
+            if error is not None:
+                self._give_up(error)
+                return
+            self.committed = state
+            self.services.bus.publish(events)
+            then()
+
+        self.services.journal.open(self.key, opened)
+
+    def _wake_waiters(self) -> None:
+        run, queue = self.committed.run, self.committed.queue
+        self.services.bus.wake([*([run.run_id] if run else []), *(queued.run_id for queued in queue)])
+
+
+class AgentActor(LoopActor):
+    """One incarnation: decides on inputs, commits what it decided, and keeps in flight what the state wants."""
+
+    def __init__(self, cell: Cell, state: AgentState) -> None:
+        services = cell.services
+        super().__init__(services.core, partial(cell.down, self))
+        self.cell = cell
+        self.services = services
+        self.epoch = cell.epoch
+        self.working = state
+        self.in_flight: dict[Effect, Stopper] = {}
+        self.timer: Timer | None = None
+        self.due: int | None = None
+        self.held = False
+        """Effects wait: for the `agent_start` hooks, or for ever if one refused."""
+        self.refusal: str | None = None
+
+    def on_receive(self, message: Any) -> None:
+        match message:
+            case Request():
+                self._request(message)
+            case Tick():
+                self.due = None
+                if not self._decide(message):
+                    self._reconcile()
+            case Crash():
+                raise message.error
+            case _Started():
+                self._hooked(message)
+            case _:
+                if isinstance(message, Opened) and self.cell.definition.has_hook("agent_start"):
+                    self.held = True
+                    self.services.core.spawn(self._agent_start())
+                if not self._decide(message) and isinstance(message, Opened):
+                    self._reconcile()
+
+    def on_failure(self, *_: object) -> None:
+        self._stop_effects(tools=False)
+
+    def on_stop(self) -> None:
+        self._stop_effects(tools=True)
+
+    def on_unhandled(self, message: Any) -> None:
+        # A request is still in the cell's list; an outcome waits for the next incarnation.
+        if not isinstance(message, (Request, Tick, Crash, Opened, _Started)):
+            backlog = self.cell.backlog = self.cell.backlog or deque()
+            backlog.append(message)
+        elif isinstance(message, Request) and message not in (self.cell.requests or ()):
+            message.answer(())
+
+    def _request(self, request: Request) -> None:
+        if isinstance(request.input, Send) and self._known(request.input.run_id):
+            self.cell.settled(request, ())
+            return
+        request.tries += 1
+        try:
+            decided = self._decide(request.input, request)
+        except NitinolError as refusal:
+            self.cell.settled(request, refusal)
+            return
+        if not decided:
+            self.cell.settled(request, ())
+        if self.refusal is not None and isinstance(request.input, Send):
+            self.post(Cancel(run_id=request.input.run_id, by="agent_start", status="halted", reason=self.refusal))
+
+    def _known(self, run_id: str) -> bool:
+        return self.services.journal.find_run(run_id) is not None
+
+    def _decide(self, input: Input, request: Request | None = None) -> bool:
+        events, state = step(self.working, input, self.services.env.now())
+        if not events:
+            return False
+        self.working = state
+        self.services.journal.append(
+            self.cell.key, self.epoch, events, partial(self._committed, events, state, request)
+        )
+        return True
+
+    def _committed(self, events: Events, state: AgentState, request: Request | None, error: Exception | None) -> None:
+        """Everything that a decision releases is released here, in order of commits: publishes, replies, effects."""
+        cell = self.cell
+        if error is not None:
+            self._die(error)
+            return
+        cell.committed = state
+        self.services.bus.publish(events)
+        if request is not None:
+            cell.settled(request, events)
+        for event in events:
+            if event.type == "run.finished" and cell.definition.has_hook("after_run"):
+                self.services.core.spawn(self._after_run(event.run_id or ""))
+            elif event.type == "agent.stopped":
+                self.services.core.spawn(self._agent_stop(event.reason))
+        if cell.actor is self:
+            self._reconcile()
+
+    def _reconcile(self) -> None:
+        """Start what should be in flight and is not; stop what is and should not be."""
+        if self.held:
+            return
+        state = self.cell.committed
+        wanted = effects(state)
+        in_flight = self.in_flight
+        for effect in [effect for effect in in_flight if effect not in wanted]:
+            in_flight.pop(effect)()
+        until: int | None = None
+        fresh: list[Any] = []
+        for effect in wanted:
+            if isinstance(effect, Wait):
+                until = effect.until if until is None else min(until, effect.until)
+            elif effect not in in_flight:
+                fresh.append(effect)
+        if len(fresh) > 1:
+            fresh.sort(key=_order)
+        for effect in fresh:
+            in_flight[effect] = self._start(effect, state)
+        self._set_timer(until)
+
+    def _start(self, effect: Effect, state: AgentState) -> Stopper:
+        services, cell, run = self.services, self.cell, state.run
+        assert run is not None
+        match effect:
+            case CallModel():
+                return services.gateway.start(effect, cell, cell.definition, state)
+            case PrepareTool():
+                return services.tools.prepare(effect, cell, cell.definition, run.calls[effect.index])
+            case RunTool():
+                return services.tools.start(effect, cell, cell.definition, run, run.calls[effect.index])
+            case _:
+                return _nothing
+
+    def _set_timer(self, until: int | None) -> None:
+        if until == self.due:
+            return
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        self.due = until
+        if until is not None:
+            delay = max((until - self.services.env.now()) / 1e9, 0.0)
+            self.timer = self.services.core.call_later(delay, self.post, Tick())
+
+    def _stop_effects(self, tools: bool) -> None:
+        """Tools outlive a crash: the next incarnation adopts them."""
+        for effect, stop in self.in_flight.items():
+            if tools or not isinstance(effect, RunTool):
+                stop()
+        self.in_flight.clear()
+        if self.timer is not None:
+            self.timer.cancel()
+
+    # -- hooks
+
+    async def _agent_start(self) -> None:
+        try:
+            answer = await self.services.hooks.run("agent_start", self.cell.definition, self.working)
+        except HookFailed as error:
+            self.post(_Started(str(error)))
+            return
+        self.post(_Started(answer.reason if isinstance(answer, Halt) else None))
+
+    def _hooked(self, started: _Started) -> None:
+        self.refusal = started.refusal
+        if self.refusal is None:
+            self.held = False
+            self._reconcile()
+            return
+        state = self.working
+        for run_id in [*(queued.run_id for queued in state.queue), *([state.run.run_id] if state.run else [])]:
+            self.post(Cancel(run_id=run_id, by="agent_start", status="halted", reason=self.refusal))
+
+    async def _after_run(self, run_id: str) -> None:
+        try:
+            result = self.services.result_of(self.cell.key, run_id)
+            await self.services.hooks.run("after_run", self.cell.definition, self.cell.committed, result)
+        except HookFailed as error:
+            get_logger().warning("after_run failed", key=self.cell.key, run_id=run_id, error=str(error))
+
+    async def _agent_stop(self, reason: str) -> None:
+        try:
+            await self.services.hooks.run("agent_stop", self.cell.definition, self.cell.committed, reason)
+        except HookFailed as error:
+            get_logger().warning("agent_stop failed", key=self.cell.key, error=str(error))
+        self.cell.stopped()
+
+
+def _order(effect: Effect) -> int:
+    return cast("int", getattr(effect, "index", 0))
+
+
+def _nothing() -> None:
+    """An effect that is only waited for."""

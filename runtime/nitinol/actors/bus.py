@@ -1,0 +1,478 @@
+"""The event bus: one ordered stream that any number of subscribers follow, each at its own pace.
+
+Publishing happens on the core loop, never blocks, and costs nothing for a subscriber that has fallen behind: once its
+queue is full it is *behind*, and reads the journal from its cursor in its own thread until it has caught up. So a
+durable event is never lost; of ephemeral events a subscriber behind is told how many it missed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from fnmatch import fnmatchcase
+from typing import Literal, Self, cast
+
+from nitinol import events as ev
+from nitinol.env import Env
+from nitinol.errors import RuntimeStopped, SubscriptionClosed, SubscriptionOverflow
+from nitinol.journal.base import Journal
+from nitinol.messages import DeltaKind
+
+Overflow = Literal["coalesce", "drop", "close"]
+
+PAGE = 500
+"""Durable events read from the journal at a time."""
+MERGED = 65_536
+"""Characters that coalesced deltas grow to."""
+
+
+class OpenAttempt:
+    """An attempt in progress: makes its deltas, and keeps what it has shown for those who join late."""
+
+    __slots__ = ("last", "make", "pieces", "run_id")
+
+    def __init__(self, started: ev.ModelStarted) -> None:
+        self.run_id = started.run_id or ""
+        self.make = ev.delta_maker(started)
+        self.pieces: list[str] = []
+        self.last: tuple[int, int, int] = (started.ts, started.seq, started.position)
+
+    def so_far(self) -> ev.ModelDelta | None:
+        """All text shown, as one delta."""
+        return self.make(*self.last, "text", "".join(self.pieces), 0) if self.pieces else None
+
+
+class EventBus:
+    """Publishes to subscribers. `publish` on the core loop only; everything else from any thread."""
+
+    def __init__(self, env: Env, journal: Journal) -> None:
+        self.env = env
+        self.journal = journal
+        self.position = 0
+        """Of the last durable event that was published."""
+        self.stopped: Exception | None = None
+        self._lock = threading.Lock()
+        self._everyone: list[Subscription] = []
+        self._by_run: dict[str, list[Subscription]] = defaultdict(list)
+        self._by_key: dict[str, list[Subscription]] = defaultdict(list)
+        self._finished: dict[str, list[Callable[[], None]]] = {}
+        self._attempts: dict[str, OpenAttempt] = {}
+
+    def publish(self, events: Sequence[ev.Event]) -> None:
+        """Hand events to the subscribers they concern. Durable ones are committed, and come in journal order."""
+        finished: list[str] = []
+        with self._lock:
+            for event in events:
+                if event.durable:
+                    self.position = event.position
+                    self._follow_attempts(event, finished)
+                else:
+                    ev.stamp(event, self.position)
+                for subscription in self._everyone:
+                    subscription.offer(event)
+                if event.run_id is not None and event.run_id in self._by_run:
+                    for subscription in self._by_run[event.run_id]:
+                        subscription.offer(event)
+                if event.key in self._by_key:
+                    for subscription in self._by_key[event.key]:
+                        subscription.offer(event)
+            waiters = [waiter for run_id in finished for waiter in self._finished.pop(run_id, ())]
+        for waiter in waiters:
+            waiter()
+
+    def open_attempt(self, started: ev.ModelStarted) -> OpenAttempt:
+        """Begin to follow an attempt; its end is seen in the events."""
+        attempt = self._attempts[started.run_id or ""] = OpenAttempt(started)
+        return attempt
+
+    def publish_delta(self, attempt: OpenAttempt, seq: int, kind: DeltaKind, text: str, index: int) -> None:
+        """Publish a piece of an answer. The hot path: nothing is made where nobody listens."""
+        now = self.env.now()
+        with self._lock:
+            if kind == "text":
+                attempt.pieces.append(text)
+                attempt.last = (now, seq, self.position)
+            by_run = self._by_run.get(attempt.run_id)
+            if self._everyone or by_run or self._by_key:
+                delta = attempt.make(now, seq, self.position, kind, text, index)
+                for subscription in self._everyone:
+                    subscription.offer(delta)
+                for subscription in by_run or ():
+                    subscription.offer(delta)
+                for subscription in self._by_key.get(delta.key, ()):
+                    subscription.offer(delta)
+
+    def when_finished(self, run_id: str, done: Callable[[], None]) -> Callable[[], None]:
+        """Call `done` once, in any thread, when the run has ended or the bus stops; returns how to take it back."""
+        with self._lock:
+            if self.stopped is None:
+                self._finished.setdefault(run_id, []).append(done)
+
+                def forget() -> None:
+                    with self._lock:
+                        waiters = self._finished.get(run_id, [])
+                        if done in waiters:
+                            waiters.remove(done)
+                        if not waiters:
+                            self._finished.pop(run_id, None)
+
+                return forget
+        done()
+        return lambda: None
+
+    def wake(self, run_ids: Sequence[str]) -> None:
+        """Let those who wait for these runs look again, although they have not ended."""
+        with self._lock:
+            waiters = [waiter for run_id in run_ids for waiter in self._finished.pop(run_id, ())]
+        for waiter in waiters:
+            waiter()
+
+    def stop(self, error: Exception) -> None:
+        """End all subscriptions: they deliver what they have, then stop; waiters look again."""
+        with self._lock:
+            self.stopped = error
+            waiters = [waiter for waiting in self._finished.values() for waiter in waiting]
+            self._finished.clear()
+            subscriptions = [*self._everyone]
+            for group in (*self._by_run.values(), *self._by_key.values()):
+                subscriptions.extend(group)
+        for subscription in subscriptions:
+            subscription.end()
+        for waiter in waiters:
+            waiter()
+
+    def _follow_attempts(self, event: ev.Event, finished: list[str]) -> None:
+        match event.type:
+            case "model.finished" | "model.failed":
+                self._attempts.pop(event.run_id or "", None)
+            case "run.finished":
+                self._attempts.pop(event.run_id or "", None)
+                if event.run_id is not None and event.run_id in self._finished:
+                    finished.append(event.run_id)
+            case _:
+                pass
+
+    # -- for subscriptions
+
+    def join(self, subscription: Subscription) -> bool:
+        """Make it live, if its cursor is where the stream is."""
+        with self._lock:
+            if subscription.scanned < self.position:
+                return False
+            self._go_live(subscription)
+            return True
+
+    def attach(self, subscription: Subscription) -> None:
+        """Offer it events from now on.
+
+        Raises:
+            RuntimeStopped: There will be none.
+        """
+        with self._lock:
+            if self.stopped is not None:
+                raise RuntimeStopped(str(self.stopped))
+            self._group(subscription).append(subscription)
+            if not subscription.behind:
+                subscription.scanned = self.position
+                self._go_live(subscription)
+
+    def _go_live(self, subscription: Subscription) -> None:
+        subscription.behind = False
+        if subscription.fresh:  # only once: after a relapse it has seen a part of these texts already
+            subscription.fresh = False
+            for attempt in self._attempts.values():
+                shown = attempt.so_far()
+                if shown is not None and subscription.matches(shown):
+                    subscription.queue.append(shown)
+
+    def detach(self, subscription: Subscription) -> None:
+        """Offer it nothing more."""
+        with self._lock:
+            group = self._group(subscription)
+            if subscription in group:
+                group.remove(subscription)
+            if not group:
+                self._by_run.pop(subscription.run_id or "", None)
+                self._by_key.pop(subscription.key or "", None)
+
+    def _group(self, subscription: Subscription) -> list[Subscription]:
+        if subscription.run_id is not None:
+            return self._by_run[subscription.run_id]
+        if subscription.key is not None and not _is_glob(subscription.key):
+            return self._by_key[subscription.key]
+        return self._everyone
+
+
+class Subscription:
+    """A reader of the event stream: iterate it, `async for` it, or `get(timeout)`. Close it, or use `with`.
+
+    It may be used from any thread or event loop, by one reader at a time. It ends when it is closed or its runtime stops.
+    """
+
+    def __init__(
+        self,
+        bus: EventBus,
+        types: frozenset[str] | None = None,
+        *,
+        agent: str | None = None,
+        key: str | None = None,
+        run_id: str | None = None,
+        after: int | None = None,
+        maxsize: int = 1000,
+        overflow: Overflow = "coalesce",
+    ) -> None:
+        self.bus = bus
+        self.types = types
+        self.agent = agent
+        self.key = key
+        self.run_id = run_id
+        self.maxsize = maxsize
+        self.overflow = overflow
+        self.queue: deque[ev.Event] = deque()
+        self.behind = after is not None
+        """It must read the journal before it can follow the stream."""
+        self.scanned = after or 0
+        """Position up to which durable events were given to this subscriber, or passed over by its filter."""
+        self.fresh = True
+        """It has not been live yet."""
+        self._lost = 0
+        self._lost_after = 0
+        self._closed = False
+        self._failure: Exception | None = None
+        self._waiters: list[Callable[[], None]] = []
+        self._keys: dict[str, bool] = {}
+        bus.attach(self)
+
+    # -- the publisher's side: under the bus's lock
+
+    def matches(self, event: ev.Event) -> bool:
+        """Whether the filter lets it through."""
+        if self.types is not None and event.type not in self.types:
+            return False
+        if self.run_id is not None and event.run_id != self.run_id:
+            return False
+        if self.agent is not None and event.agent != self.agent:
+            return False
+        if self.key is None:
+            return True
+        found = self._keys.get(event.key)
+        if found is None:
+            found = self._keys[event.key] = fnmatchcase(event.key, self.key)
+        return found
+
+    def offer(self, event: ev.Event) -> None:
+        """Take an event into the queue, if it is wanted and there is room."""
+        if self.behind:
+            if not event.durable and self.matches(event):
+                self._lose()
+            elif self._waiters:
+                self._wake()
+            return
+        if event.durable:
+            if event.position <= self.scanned:
+                return
+            self.scanned = event.position
+        if not self.matches(event):
+            return
+        queue = self.queue
+        if len(queue) >= self.maxsize:
+            self._overflow(event)
+        else:
+            queue.append(event)
+        if self._waiters:
+            self._wake()
+
+    def _overflow(self, event: ev.Event) -> None:
+        if self.overflow == "close":
+            self._failure = SubscriptionOverflow(f"the subscriber fell {self.maxsize} events behind; overflow='close'")
+            self._closed = True
+        elif event.durable:
+            # From here the journal is its queue. It has everything before this event.
+            self.behind = True
+            self.scanned = event.position - 1
+        elif event.type != "model.delta" or self.overflow == "drop" or not self._coalesce(event):
+            self._lose()
+
+    def _coalesce(self, delta: ev.ModelDelta) -> bool:
+        # The last event is taken out while it is merged: the reader, on the other side, never sees it half done.
+        try:
+            last = self.queue.pop()
+        except IndexError:
+            self.queue.append(delta)
+            return True
+        merges = last.type == "model.delta" and _same_stream(last, delta) and len(last.text) < MERGED
+        self.queue.append(_merge(delta, last.text + delta.text) if merges and last.type == "model.delta" else last)
+        return merges
+
+    def _lose(self) -> None:
+        if not self._lost:
+            self._lost_after = max(self.scanned, self.bus.position)
+        self._lost += 1
+
+    def end(self) -> None:
+        """Deliver what is queued, then stop."""
+        self._closed = True
+        self._wake()
+
+    def _wake(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            waiter()
+
+    # -- the reader's side
+
+    def poll(self) -> ev.Event | None:
+        """The next event that is there now, or `None`. Never blocks for longer than reading a page of the journal."""
+        while True:
+            try:
+                event = self.queue.popleft()
+            except IndexError:
+                if self._lost:
+                    return self._gap()
+                if not self.behind or self._closed or not self._catch_up():
+                    return None
+                continue
+            if self._lost and event.position > self._lost_after:
+                self.queue.appendleft(event)
+                return self._gap()
+            return event
+
+    def _gap(self) -> ev.BusGap:
+        lost, self._lost = self._lost, 0
+        return ev.BusGap(ts=self.bus.env.now(), position=self._lost_after, lost=lost, after=self._lost_after)
+
+    def _catch_up(self) -> bool:
+        """Read a page of the journal into the queue, or join the live stream; whether to look at the queue again."""
+        page = self.bus.journal.scan(self.scanned, PAGE)
+        wanted = [cast("ev.Event", event) for event in page if self.matches(cast("ev.Event", event))]
+        if page:
+            self.scanned = page[-1].position
+            self.queue.extend(wanted)
+            return True
+        return self.bus.join(self)
+
+    def get(self, timeout: float | None = None) -> ev.Event:
+        """The next event; waits up to `timeout` seconds, or for ever.
+
+        Raises:
+            TimeoutError: None came in time.
+            SubscriptionClosed: There will be none.
+            SubscriptionOverflow: It fell behind, and `overflow="close"`.
+        """
+        deadline = None if timeout is None else self.bus.env.monotonic() + timeout
+        while True:
+            event = self.poll()
+            if event is not None:
+                return event
+            signal = threading.Event()
+            self._waiters.append(signal.set)
+            event = self.poll()  # what came before the waiter was seen
+            if event is not None:
+                return event
+            self._check_end()
+            left = None if deadline is None else deadline - self.bus.env.monotonic()
+            if not signal.wait(left):
+                raise TimeoutError(f"no event within {timeout} seconds")
+
+    async def aget(self) -> ev.Event:
+        """As `get`, for coroutines of any loop; give it a timeout with `asyncio.timeout`."""
+        while True:
+            event = self.poll()
+            if event is not None:
+                return event
+            loop = asyncio.get_running_loop()
+            future: asyncio.Future[None] = loop.create_future()
+            self._waiters.append(lambda loop=loop, future=future: _resolve(loop, future))
+            event = self.poll()
+            if event is not None:
+                return event
+            self._check_end()
+            await future
+
+    def _check_end(self) -> None:
+        if self._closed and not self.queue:
+            raise self._failure or SubscriptionClosed("the subscription was closed, or its runtime stopped")
+
+    def close(self) -> None:
+        """Stop; iteration ends. From any thread."""
+        self.bus.detach(self)
+        self.queue.clear()
+        self.end()
+
+    def __iter__(self) -> Iterator[ev.Event]:
+        return self
+
+    def __next__(self) -> ev.Event:
+        try:
+            return self.get()
+        except SubscriptionClosed:
+            raise StopIteration from None
+
+    def __aiter__(self) -> AsyncIterator[ev.Event]:
+        return self
+
+    async def __anext__(self) -> ev.Event:
+        try:
+            return await self.aget()
+        except SubscriptionClosed:
+            raise StopAsyncIteration from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+
+def matching_types(patterns: Sequence[str]) -> frozenset[str] | None:
+    """The event types that match any of the patterns; `None` = all.
+
+    Raises:
+        ValueError: A pattern matches no type.
+    """
+    if not patterns:
+        return None
+    found: set[str] = set()
+    for pattern in patterns:
+        matched = {name for name in ev.TYPES if fnmatchcase(name, pattern)}
+        if not matched:
+            raise ValueError(f"no event type matches {pattern!r}; the types are: {', '.join(ev.TYPES)}")
+        found |= matched
+    return frozenset(found)
+
+
+def _is_glob(pattern: str) -> bool:
+    return any(char in pattern for char in "*?[")
+
+
+def _same_stream(one: ev.ModelDelta, other: ev.ModelDelta) -> bool:
+    return (one.run_id, one.turn, one.attempt, one.kind, one.index) == (
+        other.run_id,
+        other.turn,
+        other.attempt,
+        other.kind,
+        other.index,
+    )
+
+
+def _merge(delta: ev.ModelDelta, text: str) -> ev.ModelDelta:
+    return ev.delta_maker(delta)(delta.ts, delta.seq, delta.position, delta.kind, text, delta.index)
+
+
+def _resolve(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
+    def set_result() -> None:
+        if not future.done():
+            future.set_result(None)
+
+    try:
+        loop.call_soon_threadsafe(set_result)
+    except RuntimeError:  # the reader's loop is closed, and the reader with it
+        return

@@ -1,0 +1,293 @@
+"""The gateway: from the effect `CallModel` to the input `Answered` or `Failed`. It lives on the I/O loop and owns httpx."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from decimal import Decimal
+from typing import Any, cast
+
+from nitinol import events as ev
+from nitinol import provider as providers
+from nitinol.actors.bus import EventBus
+from nitinol.actors.hook_runner import HookFailed, HookRunner, hook_context
+from nitinol.actors.port import Port, Stopper
+from nitinol.agent import Agent, model_name
+from nitinol.env import Env, Loop
+from nitinol.errors import ConfigurationError, MalformedResponse, ProviderError
+from nitinol.hooks import Halt
+from nitinol.http import HttpPool
+from nitinol.logs import get_logger
+from nitinol.machine import Answered, AttemptReady, CallModel, Cancel, Failed
+from nitinol.prices import PriceList
+from nitinol.provider import Delta, ModelRequest, ModelResponse, Provider, UsageSoFar
+from nitinol.repair import view
+from nitinol.state import AgentState
+from nitinol.tool_spec import Tool
+from nitinol.usage import NO_USAGE, Usage
+
+
+class ModelGateway:
+    """Runs attempts, each as a task. On the core loop only."""
+
+    def __init__(self, env: Env, core: Loop, bus: EventBus, hooks: HookRunner) -> None:
+        self.env, self.core, self.bus, self.hooks = env, core, bus, hooks
+        self.http = HttpPool()
+        self.log = get_logger()
+
+    def start(self, effect: CallModel, port: Port, agent: Agent[Any], state: AgentState) -> Stopper:
+        """Begin an attempt; its outcome is told to the port."""
+        attempt = _Attempt(self, effect, port, agent, state)
+        task = self.core.spawn(attempt.run())
+        return lambda: _cancel(task)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self.http.aclose()
+
+
+class _Attempt:
+    """One attempt at a model."""
+
+    def __init__(
+        self, gateway: ModelGateway, effect: CallModel, port: Port, agent: Agent[Any], state: AgentState
+    ) -> None:
+        self.gateway, self.effect, self.port, self.agent, self.state = gateway, effect, port, agent, state
+        self.provider: Provider | None = None
+        self.prices: PriceList | None = None
+        self.sent = False
+        self.texts: list[str] = []
+        self.characters = 0
+        self.usage: Usage | None = None
+        self.input_tokens = 0
+
+    async def run(self) -> None:
+        """Wait for the turn to retry, build the request, have `model.started` committed, stream, report."""
+        gateway, effect, port = self.gateway, self.effect, self.port
+        started = gateway.env.monotonic()
+        try:
+            await self._delay()
+            request = await self._build()
+            if request is None:
+                return
+            began = await self._announce(request)
+            if began is None:
+                return
+            self.sent = True
+            started = gateway.env.monotonic()
+            request = request.replace(max_output_tokens=began.max_output_tokens, attempt=effect.attempt)
+            response = await self._stream(request, began, started)
+            await self._finish(response, gateway.env.monotonic() - started)
+        except asyncio.CancelledError:
+            if self.sent:  # else nothing is owed, and whoever cancelled knows
+                self._fail(ProviderError("the attempt was cancelled"), error_type="Cancelled")
+            raise
+        except HookFailed as error:
+            self._fail(ProviderError(str(error)), error_type="HookFailed")
+            port.tell(Cancel(run_id=effect.run_id, by="hook", status="failed", reason=str(error)))
+        except (ProviderError, ConfigurationError) as error:
+            self._fail(error)
+            await self._on_error(error)
+        except BaseException as error:  # a provider's bug is this attempt's failure, not the gateway's
+            gateway.log.error("a provider raised what is no ProviderError", key=port.key, exc_info=error)
+            wrapped = MalformedResponse(f"the provider raised {type(error).__name__}: {error}")
+            self._fail(wrapped)
+            await self._on_error(wrapped)
+
+    async def _delay(self) -> None:
+        if providers.overridden() is not None:  # tests never wait for a retry
+            return
+        delay = (self.effect.not_before - self.gateway.env.now()) / 1e9
+        if delay > 0:
+            await asyncio.sleep(delay)
+
+    async def _build(self) -> ModelRequest | None:
+        """The request, after the `before_model` hooks; `None` if one of them halted the run."""
+        agent, state, effect = self.agent, self.state, self.effect
+        model = agent.models[effect.model_index]
+        if effect.model_index == 0 and state.model is not None and state.model != model_name(model):
+            model = state.model
+        self.provider = providers.overridden() or providers.resolve(model)
+        info = self.provider.info()
+        self.prices = agent.prices or info.prices
+        messages, self.added, self.removed = view(state.transcript)
+        instructions = agent.instructions
+        if callable(instructions):
+            context = hook_context(agent, state)
+            instructions = await self.gateway.hooks.call(instructions, context, timeout=30.0, group=state.key)
+        run = state.run
+        due = run.due() if run is not None else None
+        request = ModelRequest(
+            messages=messages,
+            instructions=instructions,
+            tools=cast("tuple[Tool, ...]", agent.tools),
+            output_schema=agent.output_schema,
+            max_output_tokens=agent.max_output_tokens,
+            temperature=agent.temperature,
+            thinking=agent.thinking,
+            cache=agent.cache,
+            extra=agent.extra or {},
+            stall=agent.retry.stall,
+            timeout=None if due is None else max((due - self.gateway.env.now()) / 1e9, 0.001),
+            key=state.key,
+            run_id=effect.run_id,
+            turn=effect.turn,
+            attempt=effect.attempt,
+        )
+        if agent.has_hook("before_model"):
+            answer = await self.gateway.hooks.run("before_model", agent, state, request)
+            if isinstance(answer, Halt):
+                self.port.tell(Cancel(run_id=effect.run_id, by="hook", status="halted", reason=answer.reason))
+                return None
+            request = cast("ModelRequest", answer)
+        return request
+
+    async def _announce(self, request: ModelRequest) -> ev.ModelStarted | None:
+        """Commit `model.started`; `None` if the run has moved on, or its budget says no."""
+        effect, provider = self.effect, cast("Provider", self.provider)
+        words = len(request.instructions or "") + sum(tool.size for tool in request.tools)
+        self.input_tokens = self.state.estimated_tokens + words // 4
+        ready = AttemptReady(
+            run_id=effect.run_id,
+            turn=effect.turn,
+            attempt=effect.attempt,
+            provider=provider.name,
+            model=provider.model,
+            input_tokens=self.input_tokens,
+            max_output_tokens=request.max_output_tokens or provider.info().max_output_tokens,
+            prices=self.prices,
+            added=self.added,
+            removed=self.removed,
+        )
+        events = await self.port.ask(ready)
+        return next((event for event in events if isinstance(event, ev.ModelStarted)), None)
+
+    async def _stream(self, request: ModelRequest, began: ev.ModelStarted, started: float) -> ModelResponse:
+        gateway, port = self.gateway, self.port
+        bus, attempt = gateway.bus, gateway.bus.open_attempt(began)
+        provider = cast("Provider", self.provider)
+        http = gateway.http.session(stall=request.stall, timeout=request.timeout)
+        stream = cast("AsyncGenerator[Any, None]", provider.stream(request, http))
+        response: ModelResponse | None = None
+        try:
+            async for part in stream:
+                if isinstance(part, Delta):
+                    if not self.characters:
+                        seconds = gateway.env.monotonic() - started
+                        bus.publish([_ephemeral(began, ev.ModelFirstToken, gateway.env.now(), seconds=seconds)])
+                    self.characters += len(part.text)
+                    if part.kind == "text":
+                        self.texts.append(part.text)
+                    bus.publish_delta(attempt, port.committed.seq, part.kind, part.text, part.index)
+                elif isinstance(part, ModelResponse):
+                    response = part
+                elif isinstance(part, UsageSoFar):  # pyright: ignore[reportUnnecessaryIsInstance] # a third party's provider
+                    self.usage = part.usage
+                else:
+                    raise MalformedResponse(
+                        f"provider {provider.name!r} yielded {type(part).__name__}, which is no StreamPart"
+                    )
+        finally:
+            close = getattr(stream, "aclose", None)
+            if close is not None:
+                await close()
+        if response is None:
+            raise MalformedResponse(f"provider {provider.name!r} ended its stream without a ModelResponse")
+        return response
+
+    async def _finish(self, response: ModelResponse, duration: float) -> None:
+        effect, provider = self.effect, cast("Provider", self.provider)
+        self.usage = response.usage or self.usage
+        if self.agent.has_hook("after_model"):
+            answer = await self.gateway.hooks.run("after_model", self.agent, self.port.committed, response)
+            if isinstance(answer, Halt):
+                self.port.tell(Cancel(run_id=effect.run_id, by="hook", status="halted", reason=answer.reason))
+            else:
+                response = cast("ModelResponse", answer)
+        usage = self.usage or self._estimate()
+        self.port.tell(
+            Answered(
+                run_id=effect.run_id,
+                turn=effect.turn,
+                attempt=effect.attempt,
+                provider=provider.name,
+                model=provider.model,
+                response=response,
+                usage=usage,
+                cost=self._cost(usage),
+                price_source=self.prices.source if self.prices is not None else None,
+                estimated=self.usage is None,
+                duration=duration,
+            )
+        )
+
+    def _fail(self, error: Exception, error_type: str | None = None) -> None:
+        effect, provider = self.effect, self.provider
+        known = error if isinstance(error, ProviderError) else ProviderError(str(error))
+        usage: Usage | None = None
+        if self.sent:
+            # An HTTP error before the first byte is billed by nobody; anything later is owed, at least the input.
+            refused = not self.characters and self.usage is None and known.status_code is not None
+            usage = NO_USAGE if refused else self.usage or self._estimate()
+        self.port.tell(
+            Failed(
+                run_id=effect.run_id,
+                turn=effect.turn,
+                attempt=effect.attempt,
+                provider=provider.name if provider else "",
+                model=provider.model if provider else model_name(self.agent.models[effect.model_index]),
+                error_type=error_type or type(error).__name__,
+                error=str(error),
+                retryable=known.retryable,
+                status_code=known.status_code,
+                retry_after=known.retry_after,
+                request_id=known.request_id,
+                usage=usage,
+                cost=Decimal(0) if usage is NO_USAGE else self._cost(usage) if usage is not None else None,
+                price_source=self.prices.source if self.prices is not None else None,
+                estimated=usage is not NO_USAGE,
+                text="".join(self.texts),
+                characters=self.characters,
+            )
+        )
+
+    async def _on_error(self, error: Exception) -> None:
+        if not self.agent.has_hook("on_error"):
+            return
+        effect, state = self.effect, self.port.committed
+        try:
+            answer = await self.gateway.hooks.run("on_error", self.agent, state, str(error))
+        except HookFailed as failure:
+            self.port.tell(Cancel(run_id=effect.run_id, by="hook", status="failed", reason=str(failure)))
+            return
+        if isinstance(answer, Halt):
+            self.port.tell(Cancel(run_id=effect.run_id, by="hook", status="halted", reason=answer.reason))
+
+    def _estimate(self) -> Usage:
+        return Usage(input_tokens=self.input_tokens, output_tokens=(self.characters + 3) // 4)
+
+    def _cost(self, usage: Usage) -> Decimal | None:
+        if usage.reported_cost is not None:
+            return usage.reported_cost
+        return self.prices.cost(usage) if self.prices is not None else None
+
+
+def _ephemeral(began: ev.ModelStarted, event_class: type[Any], ts: int, **payload: Any) -> Any:
+    return event_class(
+        id=began.id,
+        seq=began.seq,
+        ts=ts,
+        agent=began.agent,
+        key=began.key,
+        incarnation=began.incarnation,
+        run_id=began.run_id,
+        parent_run_id=began.parent_run_id,
+        root_run_id=began.root_run_id,
+        turn=began.turn,
+        attempt=began.attempt,
+        **payload,
+    )
+
+
+def _cancel(task: asyncio.Task[Any]) -> None:
+    task.cancel()

@@ -1,0 +1,203 @@
+"""The system: one core loop, one user loop, one supervisor's loop, and everything that lives on them.
+
+core        agents, bus, gateway and its HTTP connections, the pool's book-keeping
+user        coroutines of users: async tools and hooks
+supervisor  the supervisor of agents
+threads     tool workers and hook workers, each an actor of its own
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, TypeVar
+
+from nitinol import events as ev
+from nitinol.actors.agent_actor import Cell, Services
+from nitinol.actors.bus import EventBus
+from nitinol.actors.gateway import ModelGateway
+from nitinol.actors.hook_runner import HookRunner
+from nitinol.actors.supervisor import AgentSupervisor
+from nitinol.actors.tool_runner import ToolRunner
+from nitinol.actors.worker_pool import WorkerPool
+from nitinol.agent import Agent
+from nitinol.env import Env
+from nitinol.errors import KeyTaken, RuntimeDown, RuntimeStopped
+from nitinol.journal.base import Journal
+from nitinol.logs import get_logger
+from nitinol.machine import GRACE, Cancel, Stop
+
+T = TypeVar("T")
+
+HOOK_WORKERS = 8
+
+
+class System:
+    """Starts everything, knows every cell, and stops everything in reverse order."""
+
+    def __init__(self, env: Env, journal: Journal, workers: int, result_of: Callable[[str, str], Any]) -> None:
+        self.env = env
+        self.journal = journal
+        self.workers = workers
+        self.core = env.start_loop("nitinol-core")
+        self.user = env.start_loop("nitinol-user")
+        self.supervising = env.start_loop("nitinol-supervisor")
+        self.bus = EventBus(env, journal)
+        self.hook_pool = WorkerPool(env, self.core, self.user, HOOK_WORKERS)
+        self.hooks = HookRunner(self.hook_pool)
+        self.pool = WorkerPool(env, self.core, self.user, workers, self._saturated)
+        self.tools = ToolRunner(env, self.core, self.pool, self.hooks, self.publish)
+        self.gateway = ModelGateway(env, self.core, self.bus, self.hooks)
+        self.supervisor = AgentSupervisor(env, self.supervising, self._supervisor_down)
+        self.supervisor.launch()
+        self.services = Services(
+            env=env,
+            core=self.core,
+            journal=journal,
+            bus=self.bus,
+            gateway=self.gateway,
+            tools=self.tools,
+            hooks=self.hooks,
+            supervisor=self.supervisor,
+            result_of=result_of,
+        )
+        self.cells: dict[str, Cell] = {}
+        self.failure: Exception | None = None
+        """Why nothing can be asked of it any more."""
+        self._lock = threading.Lock()
+
+    # -- from any thread
+
+    def cell(self, agent: Agent[Any], key: str) -> Cell:
+        """Get or start the agent of a key.
+
+        Raises:
+            KeyTaken: The key lives under another agent's name.
+            RuntimeStopped: The system has stopped.
+        """
+        with self._lock:
+            self.check()
+            cell = self.cells.get(key)
+            if cell is None:
+                cell = self.cells[key] = Cell(self.services, key, agent)
+                self.core.call(cell.open)
+            elif cell.definition.name != agent.name:
+                raise KeyTaken(
+                    f"key {key!r} lives as an agent {cell.definition.name!r}; it cannot be a {agent.name!r} too"
+                )
+            elif cell.life == "stopped":
+                cell.definition = agent
+                cell.life = "opening"
+                self.core.call(cell.open)
+            return cell
+
+    def check(self) -> None:
+        """Raise if the system has stopped or failed."""
+        if self.failure is not None:
+            raise self.failure
+
+    def publish(self, event: ev.Event) -> None:
+        """Publish an ephemeral event. On the core loop."""
+        self.bus.publish([event])
+
+    def on_core(self, coroutine: Callable[[], Coroutine[Any, Any, T]]) -> Future[T]:
+        """Run a coroutine on the core loop; its outcome is the future's."""
+        future: Future[T] = Future()
+
+        async def main() -> None:
+            try:
+                future.set_result(await coroutine())
+            except BaseException as error:
+                future.set_exception(error)
+
+        self.core.call(lambda: self.core.spawn(main()))
+        return future
+
+    def is_own_thread(self) -> bool:
+        """Whether the caller is one of the system's loops, which must never block."""
+        return self.core.is_current() or self.user.is_current() or self.supervising.is_current()
+
+    def forget(self, key: str) -> None:
+        """Drop an agent and its log. From any thread; soon."""
+        self.core.call(self._forget, key)
+
+    def stop(self, drain: float, deadline: float) -> Future[None]:
+        """Stop everything: new work is refused, runs get `drain` seconds, all ends within about `deadline` seconds."""
+        with self._lock:
+            already, self.failure = self.failure, self.failure or RuntimeStopped("the runtime was stopped")
+        if isinstance(already, RuntimeStopped) and not isinstance(already, RuntimeDown):
+            done: Future[None] = Future()
+            done.set_result(None)
+            return done
+        return self.on_core(partial(self._stop, drain, deadline))
+
+    def close_loops(self, timeout: float) -> bool:
+        """End the loops. Not from one of them. Whether they ended in time."""
+        until = self.env.monotonic() + timeout
+        ended = True
+        for loop in (self.user, self.core, self.supervising):
+            ended &= loop.close(max(until - self.env.monotonic(), 0.1))
+        self.journal.close()
+        return ended
+
+    # -- on the core loop
+
+    async def _stop(self, drain: float, deadline: float) -> None:
+        until = self.env.monotonic() + deadline
+        await self._until_idle(min(drain, deadline))
+        if not self.journal.durable:
+            for cell in self.cells.values():
+                state = cell.committed
+                for run_id in [*([state.run.run_id] if state.run else []), *(queued.run_id for queued in state.queue)]:
+                    cell.submit(Cancel(run_id=run_id, by="stop"))
+            await self._until_idle(min(GRACE + 1.0, max(until - self.env.monotonic(), 0.5)))
+        stops = [asyncio.wrap_future(cell.submit(Stop(reason="the runtime stopped"))) for cell in self.cells.values()]
+        if stops:
+            await asyncio.wait(stops, timeout=max(until - self.env.monotonic(), 0.5))
+        self.pool.stop()
+        self.hook_pool.stop()
+        await self.gateway.close()
+        self.supervisor.stop()
+        self.bus.stop(self.failure or RuntimeStopped("the runtime was stopped"))
+
+    async def _until_idle(self, timeout: float) -> None:
+        """Wait until no run is open, at most `timeout` seconds."""
+        until = self.env.monotonic() + timeout
+        while (left := until - self.env.monotonic()) > 0:
+            busy = next(
+                (
+                    cell.committed.run
+                    for cell in self.cells.values()
+                    if cell.committed.run is not None and cell.life in ("up", "opening", "backoff")
+                ),
+                None,
+            )
+            if busy is None:
+                return
+            ended = asyncio.Event()
+            forget = self.bus.when_finished(busy.run_id, partial(self.core.call, ended.set))
+            try:
+                await asyncio.wait_for(ended.wait(), left)
+            except TimeoutError:
+                return
+            finally:
+                forget()
+
+    def _forget(self, key: str) -> None:
+        cell = self.cells.pop(key, None)
+        if cell is not None:
+            cell.stopped()
+        self.journal.forget(key)
+
+    def _saturated(self, queued: int, workers: int) -> None:
+        self.publish(ev.PoolSaturated(ts=self.env.now(), queued=queued, workers=workers))
+
+    def _supervisor_down(self, error: BaseException | None) -> None:
+        if error is None:
+            return
+        get_logger().error("the supervisor failed", error=repr(error), exc_info=error)
+        self.failure = RuntimeDown(f"the supervisor failed: {error!r}; open a new runtime")
+        self.bus.stop(self.failure)

@@ -1,0 +1,274 @@
+"""From the effect `RunTool` to the input `Done`: slot, commit of `tool.started`, execution, `after_tool` hooks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from nitinol import events as ev
+from nitinol.actors.hook_runner import HookFailed, HookRunner
+from nitinol.actors.port import Port, Stopper
+from nitinol.actors.worker_pool import Ending, Job, WorkerPool
+from nitinol.agent import Agent
+from nitinol.env import Env, Loop
+from nitinol.errors import ToolError
+from nitinol.hooks import Block, Halt
+from nitinol.machine import Cancel, Done, Granted, Prepared, PrepareTool, RunTool
+from nitinol.messages import Outcome
+from nitinol.state import CallState, RunState
+from nitinol.tool_spec import Tool, ToolContext, ToolResult, to_result
+
+MAX_TEXT = 200_000
+"""Characters of one answer that a model is sent; the middle of a longer one is left out."""
+
+Publish = Callable[[ev.Event], None]
+
+
+class ToolRunner:
+    """On the core loop. Keeps what is in flight by agent, so that a restarted agent finds its executions again."""
+
+    def __init__(self, env: Env, core: Loop, pool: WorkerPool, hooks: HookRunner, publish: Publish) -> None:
+        self._env, self._core, self._pool, self._hooks, self._publish = env, core, pool, hooks, publish
+        self._executions: dict[str, dict[tuple[str, int, str], _Execution]] = {}
+
+    def in_flight(self, key: str) -> dict[tuple[str, int, str], int]:
+        """Executions that run for a key: (run_id, turn, call_id) to the number of the execution."""
+        return {at: execution.number for at, execution in self._executions.get(key, {}).items() if execution.number}
+
+    def start(self, effect: RunTool, port: Port, agent: Agent[Any], state_run: RunState, call: CallState) -> Stopper:
+        """Run a call, or adopt its execution, if one is in flight."""
+        at = (effect.run_id, effect.turn, effect.call_id)
+        running = self._executions.setdefault(port.key, {})
+        execution = running.get(at)
+        if execution is None:
+            tool = agent.tool(call.call.name)
+            if tool is None:
+                port.tell(_answer(effect, 0, "error", f"There is no tool {call.call.name!r} any more."))
+                return lambda: None
+            execution = running[at] = _Execution(self, effect, port, agent, state_run, call, tool)
+            self._pool.submit(execution.job)
+        return execution.cancel
+
+    def prepare(self, effect: PrepareTool, port: Port, agent: Agent[Any], call: CallState) -> Stopper:
+        """Show a call to the `before_tool` hooks."""
+        task = self._core.spawn(self._prepare(effect, port, agent, call))
+        return lambda: _cancel(task)
+
+    async def _prepare(self, effect: PrepareTool, port: Port, agent: Agent[Any], call: CallState) -> None:
+        at: dict[str, Any] = {"run_id": effect.run_id, "turn": effect.turn, "call_id": effect.call_id}
+        try:
+            answer = await self._hooks.run("before_tool", agent, port.committed, call.call)
+        except HookFailed as error:
+            port.tell(Cancel(run_id=effect.run_id, by="hook", status="failed", reason=str(error)))
+            return
+        if isinstance(answer, Halt):
+            port.tell(Cancel(run_id=effect.run_id, by="hook", status="halted", reason=answer.reason))
+        elif isinstance(answer, Block):
+            port.tell(Prepared(**at, call=call.call, blocked=answer.reason))
+        else:
+            # The call keeps its id, whatever a hook returns: the model must find its answer.
+            port.tell(Prepared(**at, call=answer.replace(call_id=call.call.call_id)))
+
+    def ended(self, execution: _Execution) -> None:
+        """An execution is over, and its answer told."""
+        running = self._executions.get(execution.port.key)
+        if running is not None:
+            running.pop(execution.at, None)
+            if not running:
+                del self._executions[execution.port.key]
+
+
+class _Execution:
+    """One execution of one call."""
+
+    def __init__(
+        self,
+        runner: ToolRunner,
+        effect: RunTool,
+        port: Port,
+        agent: Agent[Any],
+        run: RunState,
+        call: CallState,
+        tool: Tool,
+    ) -> None:
+        self.runner, self.effect, self.port, self.agent = runner, effect, port, agent
+        self.run, self.call, self.tool = run, call, tool
+        self.at = (effect.run_id, effect.turn, effect.call_id)
+        self.number = 0
+        self.job = Job(
+            group=port.key,
+            run=self._call_async if tool.is_async else self._call,
+            is_async=tool.is_async,
+            timeout=tool.timeout,
+            done=self._done,
+            grant=self._ask_grant,
+            late=self._late,
+        )
+
+    def cancel(self) -> None:
+        self.runner._pool.cancel(self.job)
+
+    # -- on the core loop
+
+    def _ask_grant(self, proceed: Callable[[bool], None]) -> None:
+        effect = self.effect
+        future = self.port.ask(Granted(run_id=effect.run_id, turn=effect.turn, call_id=effect.call_id))
+
+        def answered(future: asyncio.Future[Any]) -> None:
+            events = () if future.cancelled() or future.exception() is not None else future.result()
+            started = next((event for event in events if isinstance(event, ev.ToolStarted)), None)
+            if started is None:
+                self.runner.ended(self)
+                proceed(False)
+            else:
+                self.number = started.execution
+                proceed(True)
+
+        future.add_done_callback(answered)
+
+    def _done(self, ending: Ending, value: Any, duration: float) -> None:
+        tool, effect = self.tool, self.effect
+        match ending:
+            case "returned":
+                if self.agent.has_hook("after_tool"):
+                    self.runner._core.spawn(self._after_tool(value, duration))
+                    return
+                self._tell_result(value, duration)
+                return
+            case "raised" if isinstance(value, ToolError):
+                answer = _answer(effect, self.number, "error", str(value), duration=duration)
+            case "raised":
+                answer = _answer(effect, self.number, "error", f"{type(value).__name__}: {value}", duration=duration)
+            case "timeout":
+                text = f"{tool.name!r} did not answer within {tool.timeout:g} seconds and was given up."
+                answer = _answer(effect, self.number, "timeout", text, duration=duration)
+            case "cancelled" if self.number and not tool.is_async and value is None:  # given up, not seen to end
+                text = "The call was cancelled while it ran; whether it took effect is not known."
+                answer = _answer(effect, self.number, "uncertain", text, duration=duration)
+            case "cancelled":
+                answer = _answer(effect, self.number, "cancelled", "The call was cancelled.", duration=duration)
+            case _:
+                answer = _answer(effect, self.number, "error", f"{tool.name!r} could not run: {value}")
+        self._tell(answer)
+
+    async def _after_tool(self, result: ToolResult, duration: float) -> None:
+        effect = self.effect
+        try:
+            answer = await self.runner._hooks.run("after_tool", self.agent, self.port.committed, self.call.call, result)
+        except HookFailed as error:
+            answer = None
+            self._tell_result(result, duration)
+            self.port.tell(Cancel(run_id=effect.run_id, by="hook", status="failed", reason=str(error)))
+        if isinstance(answer, Halt):
+            self.port.tell(Cancel(run_id=effect.run_id, by="hook", status="halted", reason=answer.reason))
+            answer = result
+        if answer is not None:
+            self._tell_result(_clipped(answer), duration)
+
+    def _tell_result(self, result: ToolResult, duration: float) -> None:
+        outcome: Outcome = "error" if result.error else "ok"
+        effect = self.effect
+        self._tell(
+            Done(
+                run_id=effect.run_id,
+                turn=effect.turn,
+                call_id=effect.call_id,
+                execution=self.number,
+                outcome=outcome,
+                text=result.text,
+                data=result.data,
+                media=result.media,
+                duration=duration,
+            )
+        )
+
+    def _tell(self, done: Done) -> None:
+        self.port.tell(done)
+        self.runner.ended(self)
+
+    def _late(self, after: float) -> None:
+        self.runner._publish(self._event(ev.ToolLateResult, after=after))
+
+    def _event(self, event_class: Any, **payload: Any) -> ev.Event:
+        committed, run = self.port.committed, self.run
+        event: ev.Event = event_class(
+            id=f"{committed.key}#{committed.seq}+",
+            seq=committed.seq,
+            ts=self.runner._env.now(),
+            agent=committed.agent,
+            key=committed.key,
+            incarnation=committed.incarnation,
+            run_id=run.run_id,
+            parent_run_id=run.parent_run_id,
+            root_run_id=run.root_run_id,
+            turn=self.effect.turn,
+            call_id=self.effect.call_id,
+            **payload,
+        )
+        return event
+
+    # -- on a worker's thread, or the user loop
+
+    def _call(self) -> ToolResult:
+        return _clipped(self.tool.function(**self.tool.bind(self.call.call.arguments, self._context())))
+
+    async def _call_async(self) -> ToolResult:
+        return _clipped(await self.tool.function(**self.tool.bind(self.call.call.arguments, self._context())))
+
+    def _context(self) -> ToolContext:
+        agent, run = self.agent, self.run
+        directory = Path(agent.working_directory).absolute()
+        until = self.runner._env.now() / 1e9 + self.tool.timeout
+        due = run.due()
+        return ToolContext(
+            agent=agent.name,
+            key=self.port.key,
+            run_id=run.run_id,
+            turn=self.effect.turn,
+            call_id=self.effect.call_id,
+            idempotency_key=self.call.idempotency_key,
+            deps=agent.deps,
+            working_directory=directory,
+            allowed_paths=None
+            if agent.allowed_paths is None
+            else tuple(directory / path for path in agent.allowed_paths),
+            deadline=until if due is None else min(until, due / 1e9),
+            is_cancelled=lambda: self.job.cancelled,
+            report=lambda data: self.runner._core.call(self._progress, data),
+        )
+
+    def _progress(self, data: Any) -> None:
+        self.runner._publish(self._event(ev.ToolProgress, data=data))
+
+
+def _answer(effect: RunTool, execution: int, outcome: Outcome, text: str, duration: float = 0.0) -> Done:
+    return Done(
+        run_id=effect.run_id,
+        turn=effect.turn,
+        call_id=effect.call_id,
+        execution=execution,
+        outcome=outcome,
+        text=_clip(text),
+        error=_clip(text),
+        duration=duration,
+    )
+
+
+def _clipped(value: Any) -> ToolResult:
+    result = to_result(value)
+    return replace(result, text=_clip(result.text))
+
+
+def _clip(text: str) -> str:
+    text = text.encode("utf-8", "replace").decode()  # lone surrogates would break every store and wire behind
+    if len(text) <= MAX_TEXT:
+        return text
+    half = MAX_TEXT // 2
+    return f"{text[:half]}\n[… {len(text) - MAX_TEXT:,} characters left out …]\n{text[-half:]}"
+
+
+def _cancel(task: asyncio.Task[Any]) -> None:
+    task.cancel()

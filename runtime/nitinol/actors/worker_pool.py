@@ -1,0 +1,286 @@
+"""The worker pool: bounded, fair, supervised. Functions run on worker actors with a thread each, coroutines on the user loop.
+
+A worker that is past its job's deadline is given up: the job is answered, another worker takes its place, and when the
+function comes back after all, its result is reported as late and its thread ends. Python cannot stop a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from nitinol.actors.actor import ThreadActor
+from nitinol.env import Env, Loop, Timer
+
+Ending = Literal["returned", "raised", "timeout", "cancelled", "refused"]
+
+ABANDONED = 4
+"""Given-up threads the pool bears, as a multiple of its size; beyond it, thread jobs are refused."""
+COROUTINES = 64
+"""Coroutines that may run at once, as a multiple of the pool's size."""
+
+_local = threading.local()
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """Something to run. All callbacks come on the core loop.
+
+    Args:
+        group: Groups take turns, so that one agent's hundred calls do not hold up another's one.
+        run: The function; or, with `is_async`, what makes the coroutine.
+        timeout: Seconds from the slot.
+        done: Told once how it ended, with the value or the exception, and after how many seconds in the slot.
+        grant: Asked when there is a slot; it answers `proceed(True)` to run, `proceed(False)` to give the slot back.
+        late: Told when a job that was given up comes back, and how many seconds after.
+    """
+
+    group: str
+    run: Callable[[], Any]
+    is_async: bool
+    timeout: float
+    done: Callable[[Ending, Any, float], None]
+    grant: Callable[[Callable[[bool], None]], None] | None = None
+    late: Callable[[float], None] | None = None
+    state: Literal["queued", "granting", "running", "ended"] = "queued"
+    cancelled: bool = False
+    started_at: float = 0.0
+    ended_at: float = 0.0
+    timer: Timer | None = None
+    task: asyncio.Task[Any] | None = None
+    worker: Any = None
+
+
+class Worker(ThreadActor):
+    """Runs one job after another on its own daemon thread. Nothing that a job raises escapes."""
+
+    def __init__(self, finished: Callable[[Any, Job, bool, Any], None]) -> None:
+        super().__init__()
+        self._finished = finished
+
+    def on_receive(self, message: Any) -> None:
+        job: Job = message
+        _local.job = job
+        try:
+            value, returned = job.run(), True
+        except BaseException as error:  # SystemExit, KeyboardInterrupt, MemoryError: a job's end, never the worker's
+            value, returned = error, False
+        finally:
+            _local.job = None
+        self._finished(self.actor_ref, job, returned, value)
+
+
+class _Lane:
+    """Jobs of one kind, their queue by groups, and the slots they share."""
+
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        self.busy = 0
+        self._groups: dict[str, deque[Job]] = {}
+        self._turns: deque[str] = deque()
+        self.queued = 0
+
+    def put(self, job: Job) -> None:
+        waiting = self._groups.get(job.group)
+        if waiting is None:
+            waiting = self._groups[job.group] = deque()
+            self._turns.append(job.group)
+        waiting.append(job)
+        self.queued += 1
+
+    def take(self) -> Job | None:
+        """The next job, if there is a slot for it."""
+        while self._turns and self.busy < self.slots:
+            group = self._turns.popleft()
+            waiting = self._groups[group]
+            job = waiting.popleft()
+            self.queued -= 1
+            if waiting:
+                self._turns.append(group)
+            else:
+                del self._groups[group]
+            if job.state == "queued":
+                return job
+        return None
+
+
+class WorkerPool:
+    """On the core loop only, but for `current_job`.
+
+    Args:
+        core: Where the callbacks come.
+        user: Where coroutines run.
+        size: Worker threads.
+        saturated: Told when a thread job has to wait: jobs waiting, and the size.
+    """
+
+    def __init__(
+        self, env: Env, core: Loop, user: Loop, size: int, saturated: Callable[[int, int], None] | None = None
+    ) -> None:
+        self.env, self.core, self.user, self.size = env, core, user, size
+        self.abandoned = 0
+        self._threads, self._coroutines = _Lane(size), _Lane(size * COROUTINES)
+        self._idle: list[Any] = []
+        self._workers: set[Any] = set()
+        self._saturated = saturated
+        self._stopped = False
+
+    def submit(self, job: Job) -> None:
+        """Queue a job. It is refused at once if the pool has stopped, or bears no more given-up threads."""
+        if self._stopped:
+            self._end(job, "refused", RuntimeError("the runtime is stopping"))
+            return
+        if not job.is_async and self.abandoned > self.size * ABANDONED:
+            self._end(
+                job, "refused", RuntimeError(f"{self.abandoned} tools hang past their deadline; no thread is left")
+            )
+            return
+        lane = self._lane(job)
+        lane.put(job)
+        self._dispatch(lane)
+        if job.state == "queued" and not job.is_async and self._saturated is not None:
+            self._saturated(lane.queued, self.size)
+
+    def cancel(self, job: Job, grace: float = 2.0) -> None:
+        """Stop a job: one that waits is `cancelled` at once, a coroutine is cancelled, a function has `grace` seconds."""
+        if job.state == "ended" or job.cancelled:
+            return
+        job.cancelled = True
+        if job.state in ("queued", "granting"):
+            self._end(job, "cancelled", None)
+        elif job.is_async:
+            self.user.call(_cancel_task, job)
+        if job.state == "running":
+            if job.timer is not None:
+                job.timer.cancel()
+            job.timer = self.core.call_later(grace, self._give_up, job, "cancelled")
+
+    def lend(self) -> None:
+        """The caller's job waits for other jobs: its slot may be used meanwhile."""
+        self._threads.slots += 1
+        self._dispatch(self._threads)
+
+    def take_back(self) -> None:
+        """The caller's job goes on."""
+        self._threads.slots -= 1
+
+    def stop(self) -> None:
+        """Refuse what waits and what comes; idle workers end, the others when their job does."""
+        self._stopped = True
+        for lane in (self._threads, self._coroutines):
+            lane.slots = 1 << 30
+            while (job := lane.take()) is not None:
+                self._end(job, "cancelled", None)
+            lane.slots = 0
+        for worker in self._idle:
+            worker.stop(block=False)
+        self._idle.clear()
+
+    def _lane(self, job: Job) -> _Lane:
+        return self._coroutines if job.is_async else self._threads
+
+    def _dispatch(self, lane: _Lane) -> None:
+        while (job := lane.take()) is not None:
+            lane.busy += 1
+            job.state = "granting"
+            if job.grant is None:
+                self._start(job)
+            else:
+                job.grant(lambda granted, job=job: self._start(job) if granted else self._withdraw(job))
+
+    def _withdraw(self, job: Job) -> None:
+        lane = self._lane(job)
+        lane.busy -= 1
+        job.state = "ended"
+        self._dispatch(lane)
+
+    def _start(self, job: Job) -> None:
+        if job.state != "granting" or self._stopped:  # it was cancelled while its grant was under way
+            if job.state == "granting":
+                self._end(job, "cancelled", None)
+            lane = self._lane(job)
+            lane.busy -= 1
+            self._dispatch(lane)
+            return
+        job.state = "running"
+        job.started_at = self.env.monotonic()
+        job.timer = self.core.call_later(job.timeout, self._give_up, job, "timeout")
+        if job.is_async:
+            self.user.call(self._begin_coroutine, job)
+        else:
+            job.worker = self._idle.pop() if self._idle else self._hire()
+            job.worker.tell(job)
+
+    def _hire(self) -> Any:
+        worker = Worker.start(lambda worker, job, ok, value: self.core.call(self._returned, worker, job, ok, value))
+        self._workers.add(worker)
+        return worker
+
+    def _begin_coroutine(self, job: Job) -> None:
+        job.task = self.user.spawn(self._guard(job))
+        if job.cancelled:
+            job.task.cancel()
+
+    async def _guard(self, job: Job) -> None:
+        try:
+            coroutine: Coroutine[Any, Any, Any] = job.run()
+            value, returned = await coroutine, True
+        except BaseException as error:  # a job's end, never the loop's
+            value, returned = error, False
+        self.core.call(self._returned, None, job, returned, value)
+
+    def _returned(self, worker: Any, job: Job, returned: bool, value: Any) -> None:
+        given_up = job.state == "ended"
+        if worker is not None:
+            if given_up:
+                self.abandoned -= 1
+            if given_up or self._stopped or len(self._idle) >= self.size:
+                self._workers.discard(worker)
+                worker.stop(block=False)
+            else:
+                self._idle.append(worker)
+        if given_up:
+            if job.late is not None:
+                job.late(self.env.monotonic() - job.ended_at)
+            return
+        lane = self._lane(job)
+        lane.busy -= 1
+        if job.cancelled and not returned and (isinstance(value, asyncio.CancelledError) or not job.is_async):
+            self._end(job, "cancelled", value)
+        else:
+            self._end(job, "returned" if returned else "raised", value)
+        self._dispatch(lane)
+
+    def _give_up(self, job: Job, ending: Ending) -> None:
+        if job.state != "running":
+            return
+        lane = self._lane(job)
+        lane.busy -= 1
+        job.cancelled = True
+        if job.is_async:
+            self.user.call(_cancel_task, job)
+        else:
+            self.abandoned += 1
+        self._end(job, ending, None)
+        self._dispatch(lane)
+
+    def _end(self, job: Job, ending: Ending, value: Any) -> None:
+        job.state = "ended"
+        job.ended_at = self.env.monotonic()
+        if job.timer is not None:
+            job.timer.cancel()
+        job.done(ending, value, job.ended_at - job.started_at if job.started_at else 0.0)
+
+
+def current_job() -> Job | None:
+    """The job that the calling thread runs, if it is a worker's."""
+    return getattr(_local, "job", None)
+
+
+def _cancel_task(job: Job) -> None:
+    if job.task is not None:
+        job.task.cancel()

@@ -1,0 +1,275 @@
+"""The demo: agents in parallel on a real model; one crashes in the middle of its run, and comes back.
+
+What the agents say is what the model answered. The local model is a very small one: mostly right, sometimes not, and
+the table says which. That each run ends, and the crashed one with its conversation, is not left to the model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from rich.columns import Columns
+from rich.console import Console
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from nitinol import Agent, Runtime, local
+from nitinol.errors import ConfigurationError
+from nitinol.events import Event
+from nitinol.result import RunResult
+from nitinol.terminal import describe, in_line, printable, show_cost
+from nitinol.testing import crash
+from nitinol.tool_spec import Tool
+
+TOOLS = ("read", "bash")
+"""The installed tools that the agents use."""
+DEADLINE = 90.0
+"""Seconds that one agent may take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What one agent has to do."""
+
+    agent: str
+    tool: str
+    prompt: str
+    expected: str
+    """Words of a right answer."""
+
+
+TASKS = (
+    Task("clerk", "read", "What is the total in report.txt?", "200"),
+    Task("guide", "read", "When does the train in train.txt leave?", "14:35"),
+    Task("teller", "bash", "Run the command wc -l team.txt.", "2"),
+)
+
+FILES = {
+    "report.txt": "Report of March\nApples: 120\nPears: 80\nTotal: 200\n",
+    "train.txt": "The train to Oslo leaves at 14:35 from platform 7.\n",
+    "team.txt": "Anna leads the design team.\nBen leads the sales team.\n",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one agent."""
+
+    task: Task
+    result: RunResult
+    crashes: int
+    restarts: int
+    resumed: int
+    """How often its run went on after a crash."""
+
+
+def show(tools: Sequence[Tool], *, model: str | None = None, agents: int = 3, console: Console | None = None) -> bool:
+    """Run the demo, for at most a few minutes.
+
+    Args:
+        tools: Those of `TOOLS`.
+        model: A model string; `None` starts the local model.
+        agents: How many work in parallel.
+        console: Where it is shown: in columns on a terminal, else line by line.
+
+    Returns:
+        Whether every run completed and the crashed agent came back in the middle of its own.
+
+    Raises:
+        ConfigurationError: The model or the number of agents is wrong.
+        LocalModelUnavailable: The local model is not installed.
+    """
+    if agents < 1:
+        raise ConfigurationError(f"--agents {agents} must be 1 or more")
+    console = console or Console(highlight=False)
+    with contextlib.ExitStack() as stack:
+        chosen = model or stack.enter_context(_local_model(console))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nitinol-demo-")))
+        for name, text in FILES.items():
+            (folder / name).write_text(text)
+        view = stack.enter_context(_Columns(console) if console.is_interactive else _Lines(console))
+        crew = _hire(agents, {tool.name: tool for tool in tools}, chosen, folder, 0.0 if model is None else None)
+        outcomes = _watch(crew, view)
+    console.print(_table(outcomes))
+    back = [outcome.task.agent for outcome in outcomes if outcome.crashes and outcome.resumed]
+    console.print(f"Crashed, and came back with its conversation: {', '.join(back) or 'none'}.")
+    return bool(back) and all(outcome.result.status == "completed" for outcome in outcomes)
+
+
+class View(Protocol):
+    """Shows agents side by side."""
+
+    def text(self, agent: str, text: str) -> None:
+        """A piece of an answer."""
+        ...
+
+    def line(self, agent: str, text: str, style: str = "") -> None:
+        """Something that happened."""
+        ...
+
+
+@contextlib.contextmanager
+def _local_model(console: Console) -> Generator[str]:
+    console.print("Starting SmolLM2-135M on this machine …", style="dim")
+    before = os.environ.get(local.BASE_URL_VARIABLE)
+    with local.LocalModel() as server:
+        os.environ[local.BASE_URL_VARIABLE] = server.base_url
+        try:
+            yield local.MODEL
+        finally:
+            del os.environ[local.BASE_URL_VARIABLE]
+            if before is not None:
+                os.environ[local.BASE_URL_VARIABLE] = before
+
+
+def _hire(
+    number: int, tools: dict[str, Tool], model: str, folder: Path, temperature: float | None
+) -> list[tuple[Agent, Task]]:
+    crew: list[tuple[Agent, Task]] = []
+    for index in range(number):
+        task = TASKS[index % len(TASKS)]
+        agent = Agent(
+            name=task.agent if index < len(TASKS) else f"{task.agent}-{index // len(TASKS) + 1}",
+            model=model,
+            tools=[tools[task.tool]],
+            max_turns=4,
+            max_output_tokens=200,
+            temperature=temperature,
+            deadline=DEADLINE,
+            working_directory=folder,
+        )
+        crew.append((agent, task))
+    return crew
+
+
+def _watch(crew: Sequence[tuple[Agent, Task]], view: View) -> list[Outcome]:
+    """Let all work at once, show what happens, and crash the first agent in the middle of its run."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    victim = crew[0][0].name
+    doomed = True
+    with Runtime() as rt, rt.subscribe() as events:
+        refs = {agent.name: rt.start(agent, key=agent.name) for agent, _ in crew}
+        handles = {agent.name: refs[agent.name].send(task.prompt) for agent, task in crew}
+        for event in events:
+            counts[event.key][event.type] += 1
+            _show(event, view)
+            if doomed and event.key == victim and _is_midway(event):
+                doomed = False
+                crash(refs[victim])
+            if event.type == "run.resumed":
+                roles = ", ".join(message.role for message in refs[event.key].history())
+                view.line(event.key, f"  it remembers: {roles}", "bold green")
+            if all(seen["run.finished"] or seen["agent.parked"] for name in refs if (seen := counts[name]) is not None):
+                break
+        results = {name: handle.result(timeout=1.0) for name, handle in handles.items()}
+    return [
+        Outcome(task, results[agent.name], seen["agent.crashed"], seen["agent.restarted"], seen["run.resumed"])
+        for agent, task in crew
+        if (seen := counts[agent.name]) is not None
+    ]
+
+
+def _is_midway(event: Event) -> bool:
+    """A tool has answered, or the model answers without one."""
+    return event.type == "tool.finished" or (event.type == "model.delta" and event.kind == "text")
+
+
+def _show(event: Event, view: View) -> None:
+    if event.type == "run.queued" and event.prompt is not None:
+        view.line(event.key, f"? {in_line(event.prompt.text)}", "bold")
+    elif event.type == "model.delta" and event.kind == "text":
+        view.text(event.key, printable(event.text))
+    elif event.type == "run.finished":
+        why = f": {in_line(event.error)}" if event.error else ""
+        view.line(event.key, f"{event.status} in {event.duration:.1f} s{why}", "dim")
+    elif (told := describe(event)) is not None:
+        view.line(event.key, *told)
+
+
+class _Lines:
+    """Line by line, each with its agent's name: for pipes and files."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._begun: dict[str, str] = defaultdict(str)
+
+    def __enter__(self) -> View:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def text(self, agent: str, text: str) -> None:
+        *whole, self._begun[agent] = (self._begun[agent] + text).split("\n")
+        for line in whole:
+            self._print(agent, line)
+
+    def line(self, agent: str, text: str, style: str = "") -> None:
+        begun, self._begun[agent] = self._begun[agent], ""
+        if begun:
+            self._print(agent, begun)
+        self._print(agent, text, style)
+
+    def _print(self, agent: str, text: str, style: str = "") -> None:
+        self._console.print(Text(f"[{agent:>6}] "), Text(text, style), sep="", soft_wrap=True)
+
+
+class _Columns:
+    """Side by side, in place: for a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self._texts: dict[str, Text] = defaultdict(Text)
+        self._live = Live(
+            console=console, get_renderable=self._render, refresh_per_second=12, vertical_overflow="visible"
+        )
+        self._width = console.width
+
+    def __enter__(self) -> View:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def text(self, agent: str, text: str) -> None:
+        self._texts[agent].append(text)
+
+    def line(self, agent: str, text: str, style: str = "") -> None:
+        shown = self._texts[agent]
+        if shown and not shown.plain.endswith("\n"):
+            shown.append("\n")
+        shown.append(f"{text}\n", style)
+
+    def _render(self) -> Columns:
+        width = max(30, self._width // max(1, min(len(self._texts), 4)) - 1)
+        panels = [Panel(text.copy(), title=agent, width=width) for agent, text in list(self._texts.items())]
+        return Columns(panels, padding=(0, 0))
+
+
+def _table(outcomes: Sequence[Outcome]) -> Table:
+    table = Table(box=None, header_style="bold", padding=(0, 1))
+    for heading in ("agent", "ended", "answer", "turns", "tools", "in", "out", "cost", "time", "restarts"):
+        table.add_column(heading, justify="left" if heading in ("agent", "ended", "answer") else "right")
+    for outcome in outcomes:
+        result = outcome.result
+        table.add_row(
+            result.key,
+            result.status,
+            "right" if outcome.task.expected in result.text else "wrong",
+            str(result.turns),
+            str(len(result.tool_calls)),
+            f"{result.usage.input_tokens:,}",
+            f"{result.usage.output_tokens:,}",
+            show_cost(result.cost),
+            f"{result.duration:.1f} s",
+            str(outcome.restarts),
+        )
+    return table

@@ -1,0 +1,392 @@
+"""The handle of a run: what its caller holds."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+import warnings
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import Any, Generic, TypeVar
+
+import pydantic
+
+from nitinol import events as ev
+from nitinol.actors.agent_actor import Cell
+from nitinol.actors.bus import Subscription
+from nitinol.actors.system import System
+from nitinol.actors.worker_pool import current_job
+from nitinol.errors import AgentParked, AgentStopped, NotFound, WouldDeadlock
+from nitinol.machine import Add, Cancel, Input, Resolve
+from nitinol.messages import InputMode, Message, Prompt, ToolCall, to_message
+from nitinol.result import OutT, RunResult, ToolCallRecord
+
+T = TypeVar("T")
+
+
+class RunHandle(Generic[OutT]):
+    """A run, from its acceptance on. Any number may exist of one run; dropping them all changes nothing.
+
+    Iterate it (`for`, `async for`) for its events from `run.queued` to `run.finished`, as often as you like; `await` it
+    for its result. Every method may be called from any thread; those that wait have a coroutine twin with an `a` in
+    front.
+    """
+
+    def __init__(self, system: System, cell: Cell, run_id: str, output: type[OutT] | None = None) -> None:
+        self.run_id = run_id
+        self.key = cell.key
+        self._system = system
+        self._cell = cell
+        self._output = output
+
+    def __repr__(self) -> str:
+        return f"<RunHandle {self.run_id!r} of {self.key!r}>"
+
+    # -- the result
+
+    def done(self) -> bool:
+        """Whether the run has ended. Never waits."""
+        return self._finished() is not None
+
+    def result(self, timeout: float | None = None) -> RunResult[OutT]:
+        """What the run came to; waits for its end, at most `timeout` seconds. The run goes on if the wait ends.
+
+        Raises:
+            TimeoutError: It has not ended in time.
+            AgentParked: Its agent crashed too often; `ref.resume()` and ask again.
+            AgentStopped, RuntimeStopped: It will not go on here.
+            WouldDeadlock: Called on one of the runtime's own loops.
+        """
+        with Waiting(self._system, "result", "await handle"):
+            monotonic = self._system.env.monotonic
+            until = None if timeout is None else monotonic() + timeout
+            while True:
+                signal = threading.Event()
+                forget = self._system.bus.when_finished(self.run_id, signal.set)
+                try:
+                    if self._finished() is not None:
+                        return result_of(self._system, self.key, self.run_id, self._output)
+                    self._check_alive()
+                    left = None if until is None else until - monotonic()
+                    if not signal.wait(left):
+                        raise TimeoutError(
+                            f"run {self.run_id!r} of {self.key!r} has not ended within {timeout:g} seconds"
+                        )
+                finally:
+                    forget()
+
+    async def aresult(self, timeout: float | None = None) -> RunResult[OutT]:
+        """As `result`; the same as `await handle`."""
+        async with asyncio.timeout(timeout):
+            loop = asyncio.get_running_loop()
+            while True:
+                ended: asyncio.Future[None] = loop.create_future()
+                forget = self._system.bus.when_finished(self.run_id, lambda ended=ended: _wake(loop, ended))
+                try:
+                    if self._finished() is not None:
+                        return result_of(self._system, self.key, self.run_id, self._output)
+                    self._check_alive()
+                    await ended
+                finally:
+                    forget()
+
+    def __await__(self) -> Generator[Any, None, RunResult[OutT]]:
+        return self.aresult().__await__()
+
+    def _finished(self) -> ev.RunFinished | None:
+        return finished(self._system, self.run_id)
+
+    def _check_alive(self) -> None:
+        if self._system.failure is not None and self._system.bus.stopped is not None:
+            raise self._system.failure
+        life = self._cell.life
+        if life == "parked":
+            raise AgentParked(
+                f"agent {self.key!r} is parked with run {self.run_id!r} open; ref.resume() goes on with it"
+            )
+        if life == "stopped":
+            raise AgentStopped(
+                f"agent {self.key!r} was stopped with run {self.run_id!r} open; rt.start goes on with it"
+            )
+
+    # -- events
+
+    def events(self) -> Subscription:
+        """A subscription to the run's events, from its first. It does not end by itself; iteration of the handle does."""
+        found = self._system.journal.find_run(self.run_id)
+        if found is None:
+            raise NotFound(f"run {self.run_id!r} is not known any more")
+        first = self._system.journal.read(found[0], found[1] - 1, 1)[0]
+        return Subscription(self._system.bus, run_id=self.run_id, after=first.position - 1)
+
+    def __iter__(self) -> Iterator[ev.Event]:
+        with self.events() as subscription:
+            for event in subscription:
+                yield event
+                if event.type == "run.finished":
+                    return
+
+    async def __aiter__(self) -> AsyncIterator[ev.Event]:
+        async with self.events() as subscription:
+            async for event in subscription:
+                yield event
+                if event.type == "run.finished":
+                    return
+
+    def text(self) -> Iterator[str]:
+        """The answer's words as they come; `"\\n"` where an attempt was discarded."""
+        for event in self:
+            piece = _text_of(event)
+            if piece:
+                yield piece
+
+    async def atext(self) -> AsyncIterator[str]:
+        """As `text`."""
+        async for event in self:
+            piece = _text_of(event)
+            if piece:
+                yield piece
+
+    # -- control
+
+    def steer(self, prompt: Prompt) -> str:
+        """Say something more to the run: delivered before its next model request. Returns the input's id.
+
+        Raises:
+            AlreadyResolved: The run has ended.
+        """
+        return self._add("steer", prompt)
+
+    async def asteer(self, prompt: Prompt) -> str:
+        """As `steer`."""
+        return await self._aadd("steer", prompt)
+
+    def follow_up(self, prompt: Prompt) -> str:
+        """Go on with this when the run would have ended. Returns the input's id.
+
+        Raises:
+            AlreadyResolved: The run has ended.
+        """
+        return self._add("follow_up", prompt)
+
+    async def afollow_up(self, prompt: Prompt) -> str:
+        """As `follow_up`."""
+        return await self._aadd("follow_up", prompt)
+
+    def approve(self, call_id: str, arguments: Mapping[str, Any] | None = None, *, by: str = "user") -> None:
+        """Let a call go on that waits for approval, perhaps with other arguments.
+
+        Raises:
+            AlreadyResolved: It was decided before.
+        """
+        self._do(Resolve(run_id=self.run_id, call_id=call_id, decision="approve", arguments=arguments, by=by))
+
+    async def aapprove(self, call_id: str, arguments: Mapping[str, Any] | None = None, *, by: str = "user") -> None:
+        """As `approve`."""
+        await self._ado(Resolve(run_id=self.run_id, call_id=call_id, decision="approve", arguments=arguments, by=by))
+
+    def deny(self, call_id: str, reason: str | None = None, *, by: str = "user") -> None:
+        """Refuse a call that waits for approval; the model reads the reason.
+
+        Raises:
+            AlreadyResolved: It was decided before.
+        """
+        self._do(Resolve(run_id=self.run_id, call_id=call_id, decision="deny", by=by, reason=reason))
+
+    async def adeny(self, call_id: str, reason: str | None = None, *, by: str = "user") -> None:
+        """As `deny`."""
+        await self._ado(Resolve(run_id=self.run_id, call_id=call_id, decision="deny", by=by, reason=reason))
+
+    def cancel(self, *, by: str = "user") -> None:
+        """Cancel the run, queued or in progress: nothing new starts; what runs has 2 seconds. Returns once accepted.
+
+        Raises:
+            AlreadyResolved: The run has ended.
+        """
+        self._do(Cancel(run_id=self.run_id, by=by))
+
+    async def acancel(self, *, by: str = "user") -> None:
+        """As `cancel`."""
+        await self._ado(Cancel(run_id=self.run_id, by=by))
+
+    def _add(self, mode: InputMode, prompt: Prompt) -> str:
+        add = self._input(mode, prompt)
+        self._do(add)
+        return add.input_id
+
+    async def _aadd(self, mode: InputMode, prompt: Prompt) -> str:
+        add = self._input(mode, prompt)
+        await self._ado(add)
+        return add.input_id
+
+    def _input(self, mode: InputMode, prompt: Prompt) -> Add:
+        return Add(run_id=self.run_id, input_id=self._system.env.new_id(), mode=mode, prompt=to_message(prompt))
+
+    def _do(self, input: Input) -> Sequence[ev.Event]:
+        return wait(self._system, self._cell.submit(input), type(input).__name__.lower())
+
+    async def _ado(self, input: Input) -> Sequence[ev.Event]:
+        return await asyncio.wrap_future(self._cell.submit(input))
+
+    # -- `with`: leaving early cancels
+
+    def __enter__(self) -> RunHandle[OutT]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._abandon()
+
+    async def __aenter__(self) -> RunHandle[OutT]:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._abandon()
+
+    def _abandon(self) -> None:
+        if not self.done():
+            self._cell.submit(Cancel(run_id=self.run_id, by="caller"))
+
+
+class Waiting:
+    """Around a call that blocks: refuses it where it would deadlock, warns under asyncio, lends a worker's slot."""
+
+    def __init__(self, system: System, name: str, twin: str) -> None:
+        self._system, self._name, self._twin = system, name, twin
+        self._lent = False
+
+    def __enter__(self) -> None:
+        if self._system.is_own_thread():
+            raise WouldDeadlock(f"{self._name}() would block a loop of the runtime; use {self._twin}")
+        if current_job() is not None:
+            self._lent = True
+            self._system.core.call(self._system.pool.lend)
+        elif _under_asyncio():
+            warnings.warn(
+                f"{self._name}() blocks the running event loop; use {self._twin}", RuntimeWarning, stacklevel=4
+            )
+
+    def __exit__(self, *_: object) -> None:
+        if self._lent:
+            self._system.core.call(self._system.pool.take_back)
+
+
+def wait(system: System, future: Future[T], name: str, timeout: float | None = None) -> T:
+    """Wait for a commit in the calling thread.
+
+    Raises:
+        TimeoutError: It has not come in time.
+    """
+    with Waiting(system, name, f"await …a{name}(…)"):
+        try:
+            return future.result(timeout)
+        except FutureTimeout:
+            raise TimeoutError(f"{name} was not accepted within {timeout} seconds") from None
+
+
+def finished(system: System, run_id: str) -> ev.RunFinished | None:
+    """The `run.finished` of a run, if it has been committed."""
+    found = system.journal.find_run(run_id)
+    if found is None:
+        raise NotFound(f"run {run_id!r} is not known")
+    for event in reversed(system.journal.read(found[0], found[1])):
+        if isinstance(event, ev.RunFinished) and event.run_id == run_id:
+            return event
+    return None
+
+
+def result_of(system: System, key: str, run_id: str, output: type[Any] | None = None) -> RunResult[Any]:
+    """Fold a finished run's events into its result."""
+    found = system.journal.find_run(run_id)
+    if found is None:
+        raise NotFound(f"run {run_id!r} is not known any more")
+    messages: list[Message] = []
+    calls: dict[tuple[int, str], ToolCall] = {}
+    answers: dict[tuple[int, str], ev.ToolFinished] = {}
+    for event in system.journal.read(found[0], found[1] - 1):
+        if event.run_id != run_id:
+            continue
+        match event:
+            case ev.MessageAppended(message=message):
+                messages.append(message)
+                for call in message.tool_calls if event.attempt else ():
+                    calls[event.turn, call.call_id] = call
+            case ev.ToolRequested() if event.call_id is not None:
+                calls[event.turn, event.call_id] = calls[event.turn, event.call_id].replace(arguments=event.arguments)
+            case ev.ApprovalResolved() if event.call_id is not None and event.arguments is not None:
+                calls[event.turn, event.call_id] = calls[event.turn, event.call_id].replace(arguments=event.arguments)
+            case ev.ToolFinished() if event.call_id is not None:
+                answers[event.turn, event.call_id] = event
+            case ev.RunFinished():
+                return _result(key, event, messages, calls, answers, output)
+            case _:
+                pass
+    raise NotFound(f"run {run_id!r} has not ended")
+
+
+def _result(
+    key: str,
+    end: ev.RunFinished,
+    messages: Sequence[Message],
+    calls: Mapping[tuple[int, str], ToolCall],
+    answers: Mapping[tuple[int, str], ev.ToolFinished],
+    output: type[Any] | None,
+) -> RunResult[Any]:
+    records = tuple(
+        ToolCallRecord(
+            call_id=call.call_id,
+            name=answer.name,
+            arguments=dict(call.arguments),
+            outcome=answer.outcome,
+            text=answer.text,
+            data=answer.data,
+            error=answer.error,
+            duration=answer.duration,
+        )
+        for at, call in calls.items()
+        if (answer := answers.get(at)) is not None
+    )
+    parsed = None
+    if output is not None and end.status == "completed":
+        parsed = pydantic.TypeAdapter(output).validate_json(end.text)
+    return RunResult(
+        status=end.status,
+        text=end.text,
+        run_id=end.run_id or "",
+        key=key,
+        messages=tuple(messages),
+        tool_calls=records,
+        usage=end.usage,
+        cost=end.cost,
+        turns=end.turns,
+        duration=end.duration,
+        error=end.error,
+        error_type=end.error_type,
+        parsed=parsed,
+    )
+
+
+def _text_of(event: ev.Event) -> str:
+    if event.type == "model.delta":
+        return event.text if event.kind == "text" else ""
+    return "\n" if event.type == "model.discarded" and event.characters else ""
+
+
+def _wake(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
+    def resolve() -> None:
+        if not future.done():
+            future.set_result(None)
+
+    try:
+        loop.call_soon_threadsafe(resolve)
+    except RuntimeError:  # the waiter's loop is closed, and the waiter with it
+        return
+
+
+def _under_asyncio() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return "IPython" not in sys.modules  # a notebook's loop is not hurt by waiting

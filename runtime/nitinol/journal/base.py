@@ -1,0 +1,136 @@
+"""The contract of a journal: append-only, keyed by (key, seq), with an epoch that says who may write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from nitinol.errors import NitinolError
+from nitinol.events import EventBase
+
+
+class Conflict(NitinolError):
+    """An append under an old epoch, or with a gap in its seq; the incarnation that wrote it is stale."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What `Journal.open` gives."""
+
+    epoch: int
+    """Only appends under it are accepted from now on."""
+    events: Sequence[EventBase]
+    """The durable events of the key, in order."""
+
+
+Committed = Callable[[Exception | None], None]
+"""Told once, on the core loop, when an append is committed (`None`), or failed."""
+
+
+class Journal(Protocol):
+    """A store of events.
+
+    Contract: `open` and `append` are called on the core loop and never block it; they are carried out in the order of
+    the calls, and call back on the core loop. The rest may be called from any thread.
+    """
+
+    durable: bool
+    """Whether it outlives the process: then a clean stop suspends runs instead of ending them."""
+
+    def open(self, key: str, opened: Callable[[Opening | Exception], None]) -> None:
+        """Take over a key: everything appended before is in the answer, nothing of an older epoch comes after it."""
+        ...
+
+    def append(self, key: str, epoch: int, events: Sequence[EventBase], committed: Committed) -> None:
+        """Commit the events of one decision, all or none. Each gets its `position`."""
+        ...
+
+    def read(self, key: str, after_seq: int = 0, limit: int | None = None) -> Sequence[EventBase]:
+        """Committed events of a key behind a seq, in order."""
+        ...
+
+    def scan(self, after: int, limit: int) -> Sequence[EventBase]:
+        """Committed events of all keys behind a position, in order of position."""
+        ...
+
+    def find_run(self, run_id: str) -> tuple[str, int] | None:
+        """The key and the seq of the `run.queued` of a run."""
+        ...
+
+    @property
+    def position(self) -> int:
+        """Of the last committed event; 0 where there is none."""
+        ...
+
+    def forget(self, key: str) -> None:
+        """Drop what is known of a key."""
+        ...
+
+    def close(self) -> None:
+        """Finish what was appended and let go of the store."""
+        ...
+
+
+def verify(events: Sequence[EventBase]) -> list[str]:
+    """What is wrong with the log of one key; empty where nothing is.
+
+    The invariants: seq without a gap; positions rise; exactly one `run.finished` at most for each `run.queued`, and
+    after it; each tool call answered once; no more than one attempt open at a time; one bill row for each attempt sent.
+    """
+    wrong: list[str] = []
+    queued: set[str] = set()
+    finished: set[str] = set()
+    calls: dict[tuple[str, int, str], str] = {}
+    attempt: tuple[str, int, int] | None = None
+    unpaid: set[tuple[str, int, int]] = set()
+    position = 0
+    for number, event in enumerate(events, start=events[0].seq if events else 1):
+        at = f"seq {event.seq} ({event.type})"
+        run_id = event.run_id or ""
+        if event.seq != number:
+            wrong.append(f"{at}: expected seq {number}")
+        if event.position and event.position <= position:
+            wrong.append(f"{at}: position {event.position} does not rise")
+        position = event.position
+        if event.run_id is not None and event.type != "run.queued" and run_id not in queued:
+            wrong.append(f"{at}: run {run_id!r} was never queued")
+        if run_id in finished:
+            wrong.append(f"{at}: run {run_id!r} has ended")
+        match event.type:
+            case "run.queued":
+                if run_id in queued:
+                    wrong.append(f"{at}: run {run_id!r} was queued before")
+                queued.add(run_id)
+            case "run.finished":
+                finished.add(run_id)
+                if attempt is not None and attempt[0] == run_id:
+                    wrong.append(f"{at}: attempt {attempt} is open")
+                open_calls = [call for call, stage in calls.items() if call[0] == run_id and stage == "requested"]
+                wrong.extend(f"{at}: call {call[2]!r} of turn {call[1]} is not answered" for call in open_calls)
+            case "model.started":
+                if attempt is not None:
+                    wrong.append(f"{at}: attempt {attempt} is still open")
+                attempt = (run_id, event.turn, event.attempt)
+                unpaid.add(attempt)
+            case "model.finished" | "model.failed":
+                attempt = None
+            case "usage.updated":
+                paid = (run_id, event.turn, event.attempt)
+                if paid not in unpaid:
+                    wrong.append(f"{at}: no attempt {paid} is owed, or it was paid before")
+                unpaid.discard(paid)
+            case "tool.requested":
+                calls[run_id, event.turn, event.call_id or ""] = "requested"
+            case "tool.started":
+                if calls.get((run_id, event.turn, event.call_id or "")) != "requested":
+                    wrong.append(f"{at}: call {event.call_id!r} is not waiting")
+            case "tool.finished":
+                call = (run_id, event.turn, event.call_id or "")
+                if calls.get(call) == "finished":
+                    wrong.append(f"{at}: call {event.call_id!r} was answered before")
+                calls[call] = "finished"
+            case _:
+                pass
+    wrong.extend(f"attempt {at} of run {at[0]!r} has no row in the bill" for at in unpaid if at != attempt)
+    return wrong

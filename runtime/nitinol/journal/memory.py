@@ -1,0 +1,78 @@
+"""A journal in memory: as long-lived as the process."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+
+from nitinol.events import EventBase, stamp
+from nitinol.journal.base import Committed, Conflict, Opening
+
+
+class MemoryJournal:
+    """Commits at once. One thread appends; reading from other threads needs no lock, as lists only grow."""
+
+    durable = False
+
+    def __init__(self) -> None:
+        self._streams: dict[str, list[EventBase]] = {}
+        self._epochs: dict[str, int] = {}
+        self._runs: dict[str, tuple[str, int]] = {}
+        self._log: list[EventBase] = []
+        self._forgotten: set[str] = set()
+        self._dead = 0
+        self._position = 0
+
+    def open(self, key: str, opened: Callable[[Opening | Exception], None]) -> None:
+        epoch = self._epochs[key] = self._epochs.get(key, 0) + 1
+        opened(Opening(epoch, tuple(self._streams.get(key, ()))))
+
+    def append(self, key: str, epoch: int, events: Sequence[EventBase], committed: Committed) -> None:
+        stream = self._streams.setdefault(key, [])
+        if self._epochs.get(key) != epoch or events[0].seq != (stream[-1].seq if stream else 0) + 1:
+            committed(Conflict(f"agent {key!r}: a stale incarnation (epoch {epoch}) wrote seq {events[0].seq}"))
+            return
+        position = self._position
+        for event in events:
+            position += 1
+            stamp(event, position)
+            if event.type == "run.queued" and event.run_id is not None:
+                self._runs[event.run_id] = (key, event.seq)
+        stream.extend(events)
+        self._log.extend(events)
+        self._position = position
+        committed(None)
+
+    def read(self, key: str, after_seq: int = 0, limit: int | None = None) -> Sequence[EventBase]:
+        stream = self._streams.get(key)
+        if not stream:
+            return ()
+        start = max(after_seq + 1 - stream[0].seq, 0)
+        return stream[start:] if limit is None else stream[start : start + limit]
+
+    def scan(self, after: int, limit: int) -> Sequence[EventBase]:
+        log = self._log
+        start = bisect_right(log, after, key=lambda event: event.position)
+        return log[start : start + limit]
+
+    def find_run(self, run_id: str) -> tuple[str, int] | None:
+        return self._runs.get(run_id)
+
+    @property
+    def position(self) -> int:
+        return self._position
+
+    def forget(self, key: str) -> None:
+        stream = self._streams.pop(key, [])
+        self._epochs.pop(key, None)
+        for event in stream:
+            if event.type == "run.queued" and event.run_id is not None:
+                self._runs.pop(event.run_id, None)
+        self._forgotten.add(key)
+        self._dead += len(stream)
+        if self._dead * 2 > len(self._log):  # so that forgetting costs, in sum, one copy of what was forgotten
+            self._log = [event for event in self._log if event.key not in self._forgotten]
+            self._forgotten, self._dead = set(), 0
+
+    def close(self) -> None:
+        """Nothing to do."""

@@ -1,0 +1,1012 @@
+"""The machine: what an input means (`decide`), and what should be in flight (`effects`). Pure: no I/O, clock or thread.
+
+The data goes one way round: an input and the state give events; events change the state; the state says which effects
+should be in flight; their outcomes are inputs again. Recovery is not a special path: fold, `Opened`, then `effects`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, Literal, TypeAlias, TypeVar, cast
+
+import pydantic
+
+from nitinol import events as ev
+from nitinol.agent import Agent, model_name
+from nitinol.budget import spendable
+from nitinol.errors import AgentBusy, AlreadyResolved, NotFound
+from nitinol.messages import InputMode, Media, Message, Outcome, RunStatus, Text, ToolAnswer, ToolCall
+from nitinol.prices import PriceList
+from nitinol.provider import ModelResponse
+from nitinol.state import AgentState, CallState, RunState
+from nitinol.usage import NO_USAGE, Usage
+
+GRACE = 2.0
+"""Seconds that calls in flight have to end after a cancel; then they are `uncertain`."""
+MAX_RECOVERIES = 2
+"""A run that was open at work in more deaths than this is sealed."""
+
+E = TypeVar("E", bound=ev.EventBase)
+
+# ---- inputs: what can happen to an agent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """An incarnation begins: the state is folded; `adopted` are the tool executions still in flight for it."""
+
+    adopted: frozenset[tuple[str, int]] = frozenset()
+    restarts: int = 0
+    delay: float = 0.0
+    by_hand: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crashed:
+    """The incarnation died; the cell tells, since the dead cannot."""
+
+    error_type: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Park:
+    """The supervisor gives up."""
+
+    restarts: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Send:
+    """A user's message: a run."""
+
+    run_id: str
+    prompt: Message | None
+    history: tuple[Message, ...] = ()
+    parent_run_id: str | None = None
+    root_run_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Add:
+    """A steer or a follow-up to an open or queued run."""
+
+    run_id: str
+    input_id: str
+    mode: InputMode
+    prompt: Message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancel:
+    run_id: str
+    by: str
+    status: RunStatus = "cancelled"
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolve:
+    """A person's word on a call that waits for approval."""
+
+    run_id: str
+    call_id: str
+    decision: Literal["approve", "deny"]
+    arguments: Mapping[str, Any] | None = None
+    by: str = "user"
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reset:
+    """Forget the conversation."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Configure:
+    changes: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptReady:
+    """A request is built and checked; may it be sent?"""
+
+    run_id: str
+    turn: int
+    attempt: int
+    provider: str
+    model: str
+    input_tokens: int
+    max_output_tokens: int | None
+    prices: PriceList | None
+    added: int = 0
+    removed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """An attempt gave a whole answer."""
+
+    run_id: str
+    turn: int
+    attempt: int
+    provider: str
+    model: str
+    response: ModelResponse
+    usage: Usage
+    cost: Decimal | None
+    price_source: str | None
+    estimated: bool
+    duration: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """An attempt failed, or was cut off. `attempt` may not have started, if its request could not even be built."""
+
+    run_id: str
+    turn: int
+    attempt: int
+    provider: str
+    model: str
+    error_type: str
+    error: str
+    retryable: bool
+    status_code: int | None = None
+    retry_after: float | None = None
+    request_id: str | None = None
+    usage: Usage | None = None
+    """`None` = the request was never sent, so nothing is owed."""
+    estimated: bool = True
+    cost: Decimal | None = None
+    price_source: str | None = None
+    text: str = ""
+    """The words that were shown."""
+    characters: int = 0
+    """How much was shown: words, thinking and arguments."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """The `before_tool` hooks have seen a call."""
+
+    run_id: str
+    turn: int
+    call_id: str
+    call: ToolCall
+    blocked: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Granted:
+    """A call has its slot in the pool."""
+
+    run_id: str
+    turn: int
+    call_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """An execution of a call ended. `execution` 0: it never started."""
+
+    run_id: str
+    turn: int
+    call_id: str
+    execution: int
+    outcome: Outcome
+    text: str
+    data: Any = None
+    media: tuple[Media, ...] = ()
+    error: str | None = None
+    duration: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tick:
+    """Time passed: a `Wait` is due."""
+
+
+Input: TypeAlias = (
+    Opened | Crashed | Park | Send | Add | Cancel | Resolve | Reset | Configure | Stop
+    | AttemptReady | Answered | Failed | Prepared | Granted | Done | Tick
+)  # fmt: skip
+
+# ---- effects: what should be in flight
+
+
+@dataclass(frozen=True, slots=True)
+class CallModel:
+    """An attempt at the model."""
+
+    run_id: str
+    turn: int
+    attempt: int
+    model_index: int
+    not_before: int = field(compare=False)
+    """Nanoseconds since 1970; 0 = at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareTool:
+    """The `before_tool` hooks see a call."""
+
+    run_id: str
+    turn: int
+    call_id: str
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunTool:
+    """A tool call that may run."""
+
+    run_id: str
+    turn: int
+    call_id: str
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class AskApproval:
+    """A person's decision is awaited; `approval.requested` told so."""
+
+    run_id: str
+    turn: int
+    call_id: str
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """A `Tick` is due."""
+
+    until: int
+    """Nanoseconds since 1970."""
+
+
+Effect: TypeAlias = CallModel | PrepareTool | RunTool | AskApproval | Wait
+
+
+def effects(state: AgentState) -> set[Effect]:
+    """What should be in flight. The actor starts what is not, and stops what is in flight and not here."""
+    run, agent = state.run, state.definition
+    wanted: set[Effect] = set()
+    if run is None or agent is None or state.parked or state.stopped:
+        return wanted
+    if run.ending is not None:
+        wanted.add(Wait(run.ending_at + int(GRACE * 1e9)))
+        return wanted
+    due = run.due()
+    if due is not None:
+        wanted.add(Wait(due))
+    if run.asking:
+        attempt = run.attempt if run.attempt_open else run.attempt + 1
+        wanted.add(CallModel(run.run_id, run.turn, attempt, run.model_index, _retry_at(state, run, agent)))
+    serial = None
+    for call in run.calls:
+        if call.stage == "done":
+            continue
+        at = (run.run_id, run.turn, call.call.call_id, call.index)
+        match call.stage:
+            case "proposed":
+                wanted.add(PrepareTool(*at))
+            case "approval":
+                wanted.add(AskApproval(*at))
+                if call.expires_at is not None:
+                    wanted.add(Wait(call.expires_at))
+            case _:
+                tool = agent.tool(call.call.name)
+                alone = tool is not None and tool.serial
+                if serial is None and not (alone and _earlier_open(run, call)):
+                    wanted.add(RunTool(*at))
+                if alone and serial is None:
+                    serial = call
+    return wanted
+
+
+def _earlier_open(run: RunState, call: CallState) -> bool:
+    return any(other.stage != "done" for other in run.calls[: call.index])
+
+
+def _retry_at(state: AgentState, run: RunState, agent: Agent[Any]) -> int:
+    if not run.failures or run.attempt_open:
+        return 0
+    return run.failed_at + int(_retry_delay(agent, run) * 1e9)
+
+
+def _retry_delay(agent: Agent[Any], run: RunState) -> float:
+    # The jitter is chance that the log already holds: it differs by run, attempt and nanosecond, and a fold repeats it.
+    jitter = random.Random(f"{run.run_id}/{run.turn}/{run.attempt}/{run.failed_at}").random()
+    return agent.retry.delay(run.failures, run.retry_after, jitter)
+
+
+# ---- decide
+
+
+def decide(state: AgentState, input: Input, now: int) -> list[ev.Event]:
+    """What an input means: the events of one commit, in order, possibly none.
+
+    Args:
+        state: By which to decide. It is not changed.
+        input: What happened.
+        now: Nanoseconds since 1970; stands in every event as its `ts`.
+
+    Raises:
+        AgentBusy, AlreadyResolved, NotFound: The input is refused; nothing happened.
+    """
+    return step(state, input, now)[0]
+
+
+def step(state: AgentState, input: Input, now: int) -> tuple[list[ev.Event], AgentState]:
+    """As `decide`, with the state after the events: the same as folding them."""
+    decision = _Decision(state, now)
+    _DECIDE[type(input)](decision, input)
+    return decision.events, decision.state if decision.events else state
+
+
+class _Decision:
+    """Events as they are decided, and the draft state that already contains them."""
+
+    def __init__(self, state: AgentState, now: int) -> None:
+        self.state = state.copy()
+        self.now = now
+        self.events: list[ev.Event] = []
+
+    @property
+    def run(self) -> RunState:
+        assert self.state.run is not None
+        return self.state.run
+
+    @property
+    def agent(self) -> Agent[Any]:
+        assert self.state.definition is not None
+        return self.state.definition
+
+    def emit(self, event_class: type[E], /, *, attempt: int = 0, call_id: str | None = None, **payload: Any) -> E:
+        """An event of the run in progress, or of the agent where there is none."""
+        run = self.state.run
+        if run is not None and "run_id" not in payload:
+            payload.update(run_id=run.run_id, parent_run_id=run.parent_run_id, root_run_id=run.root_run_id)
+            payload.setdefault("turn", run.turn)
+        seq = self.state.seq + 1
+        payload.setdefault("incarnation", self.state.incarnation)
+        event = event_class(
+            id=f"{self.state.key}#{seq}",
+            seq=seq,
+            ts=self.now,
+            agent=self.state.agent,
+            key=self.state.key,
+            attempt=attempt,
+            call_id=call_id,
+            **payload,
+        )
+        self.state.absorb(event)
+        self.events.append(cast("ev.Event", event))
+        return event
+
+    # -- the life of a run
+
+    def start_next(self) -> None:
+        """Start the first queued run, if the agent is free."""
+        state = self.state
+        if state.run is not None or not state.queue or state.definition is None:
+            return
+        queued = state.queue[0]
+        self.emit(
+            ev.RunStarted,
+            run_id=queued.run_id,
+            parent_run_id=queued.parent_run_id,
+            root_run_id=queued.root_run_id,
+            model=state.model or model_name(self.agent.model),
+            deadline=self.agent.deadline,
+            definition=self.agent.digest,
+        )
+        for message in queued.history:
+            self.emit(ev.MessageAppended, message=message)
+        if queued.prompt is not None:
+            self.emit(ev.MessageAppended, message=queued.prompt)
+        self.next_turn()
+
+    def next_turn(self) -> None:
+        """Begin a turn, unless a limit says no. Every call of the turn before is answered."""
+        run, agent = self.run, self.agent
+        due = run.due()
+        if due is not None and self.now >= due:
+            return self.finish("deadline_exceeded", f"the deadline of {run.deadline:g} s has passed")
+        if run.turn >= agent.max_turns:
+            return self.finish("max_turns", f"the run took {run.turn} turns; max_turns={agent.max_turns}")
+        self.deliver("steer")
+        self.emit(
+            ev.TurnStarted,
+            turn=run.turn + 1,
+            run_id=run.run_id,
+            parent_run_id=run.parent_run_id,
+            root_run_id=run.root_run_id,
+            message_count=len(self.state.transcript),
+            estimated_tokens=self.state.estimated_tokens,
+        )
+
+    def deliver(self, mode: InputMode) -> int:
+        """Put this run's pending inputs of a mode into the transcript; how many there were."""
+        pending = [item for item in self.state.inputs if item.run_id == self.run.run_id and item.mode == mode]
+        for item in pending:
+            self.emit(ev.InputDelivered, input_id=item.input_id)
+            self.emit(ev.MessageAppended, message=item.prompt)
+        return len(pending)
+
+    def finish(
+        self, status: RunStatus, error: str | None = None, *, error_type: str | None = None, text: str | None = None
+    ) -> None:
+        """The one end of a run; then the next one starts."""
+        run = self.run
+        for item in self.state.inputs:
+            if item.run_id == run.run_id:
+                self.emit(ev.InputDropped, input_id=item.input_id, reason=f"the run ended {status}")
+        self.emit(
+            ev.RunFinished,
+            status=status,
+            text=text or run.text,
+            turns=run.turn,
+            usage=run.usage,
+            cost=run.cost,
+            duration=max(self.now - run.started_at, 0) / 1e9,
+            error=error,
+            error_type=error_type,
+        )
+        self.start_next()
+
+    def end(self, by: str, status: RunStatus, reason: str | None) -> None:
+        """End the run early: at once if nothing is in flight, else when it is settled or the grace is over."""
+        if self.run.ending is not None:
+            return
+        self.emit(ev.RunCancelling, by=by, status=status, reason=reason)
+        self.settle()
+
+    def settle(self, force: bool = False, text: str | None = None) -> None:
+        """While ending: answer what has not started, and finish once nothing is in flight."""
+        run = self.run
+        assert run.ending is not None
+        for call in run.calls:
+            if call.stage in ("proposed", "waiting", "approval"):
+                self.answer(call, "cancelled", "The call was cancelled before it started.")
+            elif call.stage == "running" and force:
+                self.answer(
+                    call, "uncertain", "The call was cancelled while it ran; whether it took effect is not known."
+                )
+        if run.attempt_open and force:
+            self.charge_lost_attempt("cancelled")
+        if run.attempt_open or any(call.stage != "done" for call in run.calls):
+            return
+        self.collect()
+        self.finish(run.ending, run.ending_reason, text=text)
+
+    # -- tool calls
+
+    def request(self, call: CallState, blocked: str | None = None) -> None:
+        """Pin a call, and refuse it at once where it cannot run, or a hook has blocked it."""
+        wanted = call.call
+        tool = self.agent.tool(wanted.name)
+        call_id = wanted.call_id
+        self.emit(
+            ev.ToolRequested,
+            call_id=call_id,
+            name=wanted.name,
+            arguments=dict(wanted.arguments),
+            idempotency_key=f"{self.run.run_id}/{self.run.turn}/{call_id}",
+            tool_hash=tool.digest if tool is not None else "",
+        )
+        if blocked is not None:
+            self.answer(call, "blocked", f"The call was blocked: {blocked}")
+        elif wanted.malformed is not None:
+            self.answer(
+                call,
+                "error",
+                f"The arguments are not a JSON object: {wanted.malformed[:200]!r}. Call {wanted.name!r} again.",
+            )
+        elif tool is None:
+            known = ", ".join(tool.name for tool in self.agent.tools) or "none"
+            self.answer(call, "error", f"There is no tool {wanted.name!r}. The tools are: {known}.")
+        elif tool.approval is not None:
+            expires = None if tool.approval.timeout is None else self.now + int(tool.approval.timeout * 1e9)
+            self.emit(
+                ev.ApprovalRequested,
+                call_id=call_id,
+                name=wanted.name,
+                arguments=dict(wanted.arguments),
+                expires_at=expires,
+            )
+            if self.run.paused_at is None:
+                self.emit(ev.RunPaused, reason="approval")
+
+    def answer(self, call: CallState, outcome: Outcome, text: str, done: Done | None = None) -> None:
+        """The one answer of a call."""
+        failed = outcome != "ok"
+        self.emit(
+            ev.ToolFinished,
+            call_id=call.call.call_id,
+            name=call.call.name,
+            outcome=outcome,
+            text=text,
+            data=done.data if done else None,
+            error=(done.error if done and done.error else text) if failed else None,
+            duration=done.duration if done else 0.0,
+            media=done.media if done else (),
+        )
+
+    def after_answer(self) -> None:
+        """A call was answered: is the turn over?"""
+        run = self.run
+        if run.ending is not None:
+            return self.settle()
+        if run.paused_at is not None and not any(call.stage == "approval" for call in run.calls):
+            self.emit(ev.RunResumed, reason="approval", recoveries=run.recoveries)
+        if all(call.stage == "done" for call in run.calls):
+            self.collect()
+            self.next_turn()
+
+    def collect(self) -> None:
+        """All calls of the turn are answered: their answers enter the transcript in call order."""
+        run = self.run
+        if not run.calls:
+            return
+        answers = tuple(
+            ToolAnswer(
+                call_id=call.call.call_id,
+                name=call.call.name,
+                text=call.text,
+                error=call.outcome != "ok",
+                media=call.media,
+            )
+            for call in run.calls
+        )
+        count = len(run.calls)
+        self.emit(ev.MessageAppended, message=Message(role="tool", parts=answers))
+        self.emit(ev.TurnFinished, stop_reason=run.stop_reason, tool_calls=count)
+
+    # -- money
+
+    def charge(
+        self,
+        provider: str,
+        model: str,
+        usage: Usage,
+        cost: Decimal | None,
+        source: str | None,
+        attempt: int,
+        estimated: bool,
+    ) -> None:
+        """One row of the bill."""
+        run, state = self.run, self.state
+        self.emit(
+            ev.UsageUpdated,
+            attempt=attempt,
+            provider=provider,
+            model=model,
+            usage=usage,
+            cost=cost,
+            estimated=estimated,
+            price_source=source,
+            run_usage=run.usage + usage,
+            run_cost=_plus(run.cost, cost),
+            agent_usage=state.usage + usage,
+            agent_cost=_plus(state.cost, cost),
+        )
+
+    def charge_lost_attempt(self, why: str) -> None:
+        """Close an attempt that nobody will report on: its reservation is owed, as an estimate."""
+        run = self.run
+        provider, _, model = model_name(self.agent.models[min(run.model_index, len(self.agent.models) - 1)]).partition(
+            ":"
+        )
+        self.emit(
+            ev.ModelFailed, attempt=run.attempt, error_type="Interrupted", error=f"the attempt was lost: {why}",
+            status_code=None, retry_after=None, request_id=None, retryable=True,
+        )  # fmt: skip
+        self.charge(provider, model, NO_USAGE, run.reserved, None, run.attempt, estimated=True)
+        self.emit(ev.ModelDiscarded, attempt=run.attempt, characters=0)
+
+
+def _plus(total: Decimal | None, cost: Decimal | None) -> Decimal | None:
+    return None if total is None or cost is None else total + cost
+
+
+def _opened(d: _Decision, input: Opened) -> None:
+    recovered = d.state.incarnation > 0
+    if d.state.parked and input.by_hand:
+        d.emit(ev.AgentResumed)
+    if input.restarts:
+        d.emit(ev.AgentRestarted, restarts=input.restarts, delay=input.delay)
+    incarnation = d.state.incarnation + 1
+    envelope: dict[str, Any] = {"run_id": None}
+    d.emit(ev.AgentStarted, recovered=recovered, incarnation=incarnation, **envelope)
+    run = d.state.run
+    if run is None or d.state.definition is None:
+        return d.start_next()
+    adopted = {call_id for call_id, _ in input.adopted}
+    lost = [call for call in run.calls if call.stage == "running" and call.call.call_id not in adopted]
+    at_work = run.attempt_open or bool(lost)
+    recoveries = run.recoveries + at_work
+    d.emit(ev.RunResumed, reason="recovered", recoveries=recoveries)
+    if run.attempt_open:
+        d.charge_lost_attempt("the agent was restarted")
+    for call in lost:
+        tool = d.agent.tool(call.call.name)
+        if run.ending is not None or tool is None or tool.replay == "never":
+            d.answer(
+                call,
+                "uncertain",
+                "The call was interrupted while it ran; whether it took effect is not known. Check before you repeat it.",
+            )
+    if recoveries > MAX_RECOVERIES:
+        if run.ending is None:
+            d.emit(
+                ev.RunCancelling,
+                by="supervisor",
+                status="sealed",
+                reason=f"the agent died {recoveries} times at work on this run",
+            )
+        return d.settle(force=True)
+    if run.ending is not None:
+        return d.settle()
+    if not run.asking:
+        d.after_answer()
+
+
+def _crashed(d: _Decision, input: Crashed) -> None:
+    d.emit(ev.AgentCrashed, error_type=input.error_type, error=input.error)
+
+
+def _park(d: _Decision, input: Park) -> None:
+    d.emit(ev.AgentParked, restarts=input.restarts, reason=input.reason)
+
+
+def _send(d: _Decision, input: Send) -> None:
+    state = d.state
+    if any(queued.run_id == input.run_id for queued in state.queue) or (state.run and state.run.run_id == input.run_id):
+        return  # the same run_id is the same run
+    ahead = len(state.queue) + (state.run is not None)
+    if ahead and d.agent.busy == "reject":
+        raise AgentBusy(
+            f"agent {state.key!r} is busy with run {state.run.run_id if state.run else '?'!r}, and its definition says busy='reject'"
+        )
+    if state.run is not None and len(state.queue) >= d.agent.max_pending:
+        raise AgentBusy(f"agent {state.key!r} has {len(state.queue)} runs waiting; max_pending={d.agent.max_pending}")
+    d.emit(
+        ev.RunQueued,
+        run_id=input.run_id,
+        parent_run_id=input.parent_run_id,
+        root_run_id=input.root_run_id or input.run_id,
+        prompt=input.prompt,
+        pending_count=ahead,
+        history=input.history,
+    )
+    d.start_next()
+
+
+def _known(d: _Decision, run_id: str) -> Literal["open", "queued"]:
+    if d.state.run is not None and d.state.run.run_id == run_id:
+        return "open"
+    if any(queued.run_id == run_id for queued in d.state.queue):
+        return "queued"
+    raise AlreadyResolved(f"run {run_id!r} of {d.state.key!r} has ended")
+
+
+def _add(d: _Decision, input: Add) -> None:
+    if _known(d, input.run_id) == "open" and d.run.ending is not None:
+        raise AlreadyResolved(f"run {input.run_id!r} of {d.state.key!r} is ending")
+    d.emit(ev.InputQueued, run_id=input.run_id, input_id=input.input_id, mode=input.mode, prompt=input.prompt)
+
+
+def _cancel(d: _Decision, input: Cancel) -> None:
+    if _known(d, input.run_id) == "open":
+        return d.end(input.by, input.status, input.reason)
+    for item in d.state.inputs:
+        if item.run_id == input.run_id:
+            d.emit(ev.InputDropped, run_id=input.run_id, input_id=item.input_id, reason="the run was cancelled")
+    d.emit(
+        ev.RunFinished, run_id=input.run_id, status=input.status, text="", turns=0, usage=NO_USAGE, cost=Decimal(0),
+        duration=0.0, error=input.reason,
+    )  # fmt: skip
+
+
+def _resolve(d: _Decision, input: Resolve) -> None:
+    if _known(d, input.run_id) == "queued":
+        raise NotFound(f"run {input.run_id!r} has not started; it waits for no approval")
+    call = d.run.call(input.call_id)
+    if call is None or call.stage != "approval":
+        raise AlreadyResolved(f"call {input.call_id!r} of run {input.run_id!r} waits for no approval")
+    arguments = None if input.arguments is None else dict(input.arguments)
+    d.emit(
+        ev.ApprovalResolved,
+        call_id=input.call_id,
+        decision=input.decision,
+        arguments=arguments,
+        by=input.by,
+        reason=input.reason,
+    )
+    if input.decision == "deny":
+        d.answer(call, "denied", f"The call was denied by {input.by}" + (f": {input.reason}" if input.reason else "."))
+    d.after_answer()
+
+
+def _reset(d: _Decision, input: Reset) -> None:
+    _refuse_if_open(d, "reset")
+    d.emit(ev.ConversationReset)
+
+
+def _configure(d: _Decision, input: Configure) -> None:
+    _refuse_if_open(d, "set_model")
+    d.emit(ev.AgentConfigured, changes=dict(input.changes))
+
+
+def _refuse_if_open(d: _Decision, what: str) -> None:
+    if d.state.run is not None or d.state.queue:
+        raise AgentBusy(f"agent {d.state.key!r} has an open run; {what} needs an idle agent: wait for it, or cancel it")
+
+
+def _stop(d: _Decision, input: Stop) -> None:
+    if not d.state.stopped:
+        d.emit(ev.AgentStopped, reason=input.reason)
+
+
+def _is_current(d: _Decision, input: AttemptReady | Answered | Failed | Prepared | Granted | Done) -> bool:
+    run = d.state.run
+    return run is not None and run.run_id == input.run_id and run.turn == input.turn
+
+
+def _attempt_ready(d: _Decision, input: AttemptReady) -> None:
+    if (
+        not _is_current(d, input)
+        or not d.run.asking
+        or d.run.ending
+        or d.run.attempt_open
+        or d.run.attempt + 1 != input.attempt
+    ):
+        return
+    run, agent = d.run, d.agent
+    allowed = input.max_output_tokens
+    reserved = None
+    if input.prices is not None:
+        reserved = input.prices.at_most(input.input_tokens, allowed or 0)
+    if agent.budget is not None:
+        if agent.budget.usd is not None and input.prices is None and agent.on_unpriced == "block":
+            why = f"model {input.provider}:{input.model} has no known price and the agent a money budget; give prices=, or on_unpriced='warn'"
+            return d.finish("failed", why, error_type="ConfigurationError")
+        fit = spendable(agent.budget, run.usage, run.cost, input.input_tokens, allowed, input.prices)
+        if isinstance(fit, str):
+            d.emit(
+                ev.BudgetExceeded,
+                scope=f"run:{run.run_id}",
+                limit=agent.budget.limit,
+                spent=f"{run.cost} USD, {run.usage.total_tokens} tokens",
+                needed=fit,
+            )
+            return d.finish(
+                "budget_exceeded",
+                f"the budget of {agent.budget.limit} does not hold the next request, which may need {fit}",
+            )
+        allowed = fit
+        if input.prices is not None:
+            reserved = input.prices.at_most(input.input_tokens, allowed or 0)
+    if input.added or input.removed:
+        d.emit(ev.ContextRepaired, added=input.added, removed=input.removed)
+    d.emit(
+        ev.ModelStarted, attempt=input.attempt, provider=input.provider, model=input.model, reserved=reserved,
+        max_output_tokens=allowed,
+    )  # fmt: skip
+
+
+def _answered(d: _Decision, input: Answered) -> None:
+    if not _is_current(d, input) or not d.run.attempt_open or d.run.attempt != input.attempt:
+        return
+    response = input.response
+    message = _without_empty_parts(response.message)
+    d.emit(
+        ev.ModelFinished, attempt=input.attempt, stop_reason=response.stop_reason, response_id=response.response_id,
+        duration=input.duration,
+    )  # fmt: skip
+    d.charge(input.provider, input.model, input.usage, input.cost, input.price_source, input.attempt, input.estimated)
+    if d.run.ending is not None:
+        # A cancel was committed first: the answer is paid for, and discarded.
+        d.emit(ev.ModelDiscarded, attempt=input.attempt, characters=len(message.text))
+        return d.settle(text=message.text)
+    if message.parts:
+        d.emit(ev.MessageAppended, attempt=input.attempt, message=message)
+    calls = d.run.calls
+    if calls:
+        return _begin_calls(d)
+    d.emit(ev.TurnFinished, stop_reason=response.stop_reason, tool_calls=0)
+    if response.stop_reason in ("refusal", "content_filter"):
+        return d.finish("failed", f"the model ended with {response.stop_reason}", error_type="ContentRefused")
+    if response.stop_reason == "pause":
+        return d.next_turn()
+    if d.deliver("follow_up"):
+        return d.next_turn()
+    wrong = _misfit(d.agent.output, message.text)
+    if wrong is not None:
+        d.emit(
+            ev.MessageAppended,
+            message=Message(
+                role="user",
+                parts=(Text(f"The answer does not fit the schema: {wrong}. Answer again, with JSON only."),),
+            ),
+        )
+        return d.next_turn()
+    d.finish("completed")
+
+
+def _begin_calls(d: _Decision) -> None:
+    """The model asked for tools: pin each call, or leave it to the `before_tool` hooks (see `effects`)."""
+    run, agent = d.run, d.agent
+    if agent.max_tool_calls is not None and run.tool_calls > agent.max_tool_calls:
+        reason = f"the run asked for {run.tool_calls} tool calls; max_tool_calls={agent.max_tool_calls}"
+        return d.end("limit", "max_tool_calls", reason)
+    if agent.has_hook("before_tool"):
+        return
+    for call in run.calls:
+        d.request(call)
+    d.after_answer()
+
+
+def _prepared(d: _Decision, input: Prepared) -> None:
+    if not _is_current(d, input) or d.run.ending is not None:
+        return
+    call = d.run.call(input.call_id)
+    if call is None or call.stage != "proposed":
+        return
+    d.request(CallState(call=input.call, index=call.index), input.blocked)
+    d.after_answer()
+
+
+def _granted(d: _Decision, input: Granted) -> None:
+    if not _is_current(d, input) or d.run.ending is not None:
+        return
+    call = d.run.call(input.call_id)
+    tool = d.agent.tool(call.call.name) if call is not None else None
+    if call is None or tool is None or call.stage not in ("waiting", "running"):
+        return
+    isolation = "async" if tool.is_async else tool.isolation
+    d.emit(
+        ev.ToolStarted,
+        call_id=input.call_id,
+        name=tool.name,
+        isolation=isolation,
+        timeout=tool.timeout,
+        execution=call.execution + 1,
+    )
+
+
+def _done(d: _Decision, input: Done) -> None:
+    if not _is_current(d, input):
+        return
+    call = d.run.call(input.call_id)
+    if call is None or call.stage == "done" or (input.execution and call.execution != input.execution):
+        return
+    d.answer(call, input.outcome, input.text, input)
+    d.after_answer()
+
+
+def _failed(d: _Decision, input: Failed) -> None:
+    if not _is_current(d, input) or not d.run.asking:
+        return
+    run, agent = d.run, d.agent
+    open_now = run.attempt_open and run.attempt == input.attempt
+    if not open_now and (run.attempt_open or run.attempt + 1 != input.attempt or run.ending is not None):
+        return
+    d.emit(
+        ev.ModelFailed,
+        attempt=input.attempt,
+        error_type=input.error_type,
+        error=input.error,
+        status_code=input.status_code,
+        retry_after=input.retry_after,
+        request_id=input.request_id,
+        retryable=input.retryable,
+    )
+    if input.usage is not None:
+        d.charge(
+            input.provider, input.model, input.usage, input.cost, input.price_source, input.attempt, input.estimated
+        )
+    if input.characters:
+        d.emit(ev.ModelDiscarded, attempt=input.attempt, characters=input.characters)
+    if run.ending is not None:
+        return d.settle(text=input.text)
+    if d.state.stopped:
+        return  # suspended: the next start goes on from here
+    delay = _retry_delay(agent, run)
+    due = run.due()
+    in_time = due is None or d.now + int(delay * 1e9) < due
+    if input.retryable and run.failures < agent.retry.attempts and in_time:
+        d.emit(ev.ModelRetrying, attempt=input.attempt, delay=delay)
+        return
+    if run.model_index + 1 < len(agent.models):
+        following = agent.models[run.model_index + 1]
+        d.emit(
+            ev.ModelFallback,
+            attempt=input.attempt,
+            from_model=f"{input.provider}:{input.model}",
+            to_model=model_name(following),
+        )
+        return
+    d.finish("failed", input.error, error_type=input.error_type, text=input.text)
+
+
+def _tick(d: _Decision, input: Tick) -> None:
+    run = d.state.run
+    if run is None or d.state.definition is None:
+        return
+    if run.ending is not None:
+        if d.now >= run.ending_at + int(GRACE * 1e9):
+            d.settle(force=True)
+        return
+    due = run.due()
+    if due is not None and d.now >= due:
+        return d.end("deadline", "deadline_exceeded", f"the deadline of {run.deadline:g} s has passed")
+    expired = [
+        call
+        for call in run.calls
+        if call.stage == "approval" and call.expires_at is not None and d.now >= call.expires_at
+    ]
+    for call in expired:
+        tool = d.agent.tool(call.call.name)
+        decision = tool.approval.default if tool is not None and tool.approval is not None else "deny"
+        d.emit(
+            ev.ApprovalResolved, call_id=call.call.call_id, decision=decision, arguments=None, by="timeout", reason=None
+        )
+        if decision == "deny":
+            d.answer(call, "denied", "Nobody approved the call in time.")
+    if expired:
+        d.after_answer()
+
+
+def _without_empty_parts(message: Message) -> Message:
+    parts = tuple(part for part in message.parts if not (isinstance(part, Text) and not part.text))
+    return (
+        message
+        if len(parts) == len(message.parts)
+        else Message(role=message.role, parts=parts, provider=message.provider, model=message.model)
+    )
+
+
+def _misfit(output: type[Any] | None, text: str) -> str | None:
+    if output is None:
+        return None
+    try:
+        pydantic.TypeAdapter(output).validate_json(text)
+    except pydantic.ValidationError as error:
+        return "; ".join(
+            f"{'.'.join(map(str, item['loc'])) or 'answer'}: {item['msg']}"
+            for item in error.errors(include_url=False)[:5]
+        )
+    return None
+
+
+_DECIDE: dict[type[Any], Any] = {
+    Opened: _opened,
+    Crashed: _crashed,
+    Park: _park,
+    Send: _send,
+    Add: _add,
+    Cancel: _cancel,
+    Resolve: _resolve,
+    Reset: _reset,
+    Configure: _configure,
+    Stop: _stop,
+    AttemptReady: _attempt_ready,
+    Answered: _answered,
+    Failed: _failed,
+    Prepared: _prepared,
+    Granted: _granted,
+    Done: _done,
+    Tick: _tick,
+}

@@ -1,0 +1,570 @@
+"""The runtime: where live agents are, and how a program speaks to them."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from fnmatch import fnmatchcase
+from typing import Any, Generic, Literal, Self
+
+from nitinol import events as ev
+from nitinol import provider as providers
+from nitinol.actors.agent_actor import Cell, Life
+from nitinol.actors.bus import Overflow, Subscription, matching_types
+from nitinol.actors.supervisor import Wake
+from nitinol.actors.system import System
+from nitinol.agent import Agent, model_name
+from nitinol.env import Env
+from nitinol.errors import AgentStopped, ConfigurationError, NotFound, RuntimeDown, RuntimeStopped, WouldDeadlock
+from nitinol.handle import RunHandle, Waiting, result_of, wait
+from nitinol.journal import MemoryJournal
+from nitinol.machine import Cancel, Configure, Input, Reset, Send, Stop
+from nitinol.messages import Message, Prompt, to_message
+from nitinol.provider import Provider
+from nitinol.repair import view
+from nitinol.result import OutT, RunResult
+from nitinol.state import Activity
+from nitinol.usage import Usage
+
+AgentWord = Activity | Literal["starting", "restarting"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentStatus:
+    """A snapshot of a live agent, as committed."""
+
+    key: str
+    agent: str
+    state: AgentWord
+    incarnation: int
+    run_id: str | None
+    turn: int
+    pending_count: int
+    """Runs that wait."""
+    message_count: int
+    usage: Usage
+    """Of its life."""
+    cost: Decimal | None
+    """US dollars, of its life; `None` = unknown."""
+    started_at: int
+    """Nanoseconds since 1970, UTC; 0 before the first event."""
+    last_event_at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TreeNode:
+    """One part of the supervision tree."""
+
+    id: str
+    kind: Literal["supervisor", "worker"]
+    state: str
+    children: tuple[TreeNode, ...] = ()
+
+
+class AgentRef(Generic[OutT]):
+    """A live agent, by its key. Cheap to make; valid across crashes and restarts. From any thread."""
+
+    def __init__(self, system: System, cell: Cell, output: type[OutT] | None) -> None:
+        self._system = system
+        self._cell = cell
+        self._output = output
+
+    def __repr__(self) -> str:
+        return f"<AgentRef {self.key!r}>"
+
+    @property
+    def key(self) -> str:
+        """Its stable name."""
+        return self._cell.key
+
+    @property
+    def agent(self) -> Agent[Any]:
+        """Its definition."""
+        return self._cell.definition
+
+    # -- runs
+
+    def send(
+        self,
+        prompt: Prompt | None,
+        *,
+        run_id: str | None = None,
+        messages: Sequence[Message] = (),
+    ) -> RunHandle[OutT]:
+        """Accept a run; returns once it is committed.
+
+        Args:
+            prompt: What the user says; `None` only with `messages=`.
+            run_id: Your own id; the same one is the same run, however often it is sent.
+            messages: A conversation to go on with, before the prompt.
+
+        Raises:
+            AgentBusy: The agent takes no more: `busy="reject"`, or its queue is full.
+            AgentParked, AgentStopped, RuntimeStopped: It takes nothing at all.
+        """
+        send = self._send(prompt, run_id, messages)
+        wait(self._system, self._cell.submit(send), "send")
+        return self._handle(send.run_id)
+
+    async def asend(
+        self,
+        prompt: Prompt | None,
+        *,
+        run_id: str | None = None,
+        messages: Sequence[Message] = (),
+    ) -> RunHandle[OutT]:
+        """As `send`."""
+        send = self._send(prompt, run_id, messages)
+        await asyncio.wrap_future(self._cell.submit(send))
+        return self._handle(send.run_id)
+
+    def ask(
+        self,
+        prompt: Prompt | None,
+        *,
+        timeout: float | None = None,
+        run_id: str | None = None,
+        messages: Sequence[Message] = (),
+    ) -> RunResult[OutT]:
+        """Send and wait for the result. If you stop waiting, by timeout or exception, the run is cancelled.
+
+        Raises:
+            TimeoutError: It has not ended within `timeout` seconds.
+        """
+        handle = self.send(prompt, run_id=run_id, messages=messages)
+        try:
+            return handle.result(timeout)
+        except BaseException:
+            self._give_up(handle)
+            raise
+
+    async def aask(
+        self,
+        prompt: Prompt | None,
+        *,
+        timeout: float | None = None,
+        run_id: str | None = None,
+        messages: Sequence[Message] = (),
+    ) -> RunResult[OutT]:
+        """As `ask`."""
+        handle = await self.asend(prompt, run_id=run_id, messages=messages)
+        try:
+            return await handle.aresult(timeout)
+        except BaseException:
+            self._give_up(handle)
+            raise
+
+    @property
+    def current(self) -> RunHandle[OutT] | None:
+        """The run in progress. Never waits."""
+        run = self._cell.committed.run
+        return None if run is None else self._handle(run.run_id)
+
+    # -- looking
+
+    def status(self) -> AgentStatus:
+        """What it does now, as committed. Never waits, whatever the agent does."""
+        cell = self._cell
+        state = cell.committed
+        run = state.run
+        word: AgentWord = state.activity
+        if cell.life in _WORDS:
+            word = _WORDS[cell.life]
+        return AgentStatus(
+            key=cell.key,
+            agent=state.agent,
+            state=word,
+            incarnation=state.incarnation,
+            run_id=run.run_id if run else None,
+            turn=run.turn if run else 0,
+            pending_count=len(state.queue),
+            message_count=len(state.transcript),
+            usage=state.usage,
+            cost=state.cost,
+            started_at=state.started_at,
+            last_event_at=state.last_event_at,
+        )
+
+    def messages(self) -> tuple[Message, ...]:
+        """The view: what the model is sent."""
+        return view(self._cell.committed.transcript)[0]
+
+    async def amessages(self) -> tuple[Message, ...]:
+        """As `messages`."""
+        return self.messages()
+
+    def history(self) -> tuple[Message, ...]:
+        """The transcript: every message, as the journal has it."""
+        return tuple(self._cell.committed.transcript)
+
+    async def ahistory(self) -> tuple[Message, ...]:
+        """As `history`."""
+        return self.history()
+
+    def snapshot(self) -> dict[str, Any]:
+        """The agent's log as plain JSON data: key, agent and events. Restorable, since the log is the agent."""
+        events = self._system.journal.read(self.key)
+        return {
+            "v": 1,
+            "key": self.key,
+            "agent": self._cell.definition.name,
+            "events": [event.to_dict() for event in events],
+        }
+
+    async def asnapshot(self) -> dict[str, Any]:
+        """As `snapshot`."""
+        return self.snapshot()
+
+    # -- changing
+
+    def set_model(self, model: str | Provider) -> None:
+        """Go on with another model; the conversation stays.
+
+        Raises:
+            AgentBusy: A run is open.
+            ConfigurationError: There is no such model.
+        """
+        self._change(Configure(changes={"model": self._adopt(model)}), "set_model")
+        self._cell.definition = self._cell.definition.replace(model=model)
+
+    async def aset_model(self, model: str | Provider) -> None:
+        """As `set_model`."""
+        await self._achange(Configure(changes={"model": self._adopt(model)}))
+        self._cell.definition = self._cell.definition.replace(model=model)
+
+    def reset(self) -> None:
+        """Forget the conversation; the bill goes on.
+
+        Raises:
+            AgentBusy: A run is open.
+        """
+        self._change(Reset(), "reset")
+
+    async def areset(self) -> None:
+        """As `reset`."""
+        await self._achange(Reset())
+
+    def resume(self) -> None:
+        """Try a parked agent again, or one in backoff at once. Returns at once."""
+        self._system.check()
+        self._system.supervisor.post(Wake(self._cell, by_hand=True))
+
+    async def aresume(self) -> None:
+        """As `resume`."""
+        self.resume()
+
+    def stop(self) -> None:
+        """Stop the agent. Its open runs are suspended, or cancelled where the journal does not outlive the process."""
+        for pending in self._cancels():
+            wait(self._system, pending, "stop")
+        try:
+            self._change(Stop(reason="ref.stop"), "stop")
+        except AgentStopped:
+            return
+
+    async def astop(self) -> None:
+        """As `stop`."""
+        for pending in self._cancels():
+            await asyncio.wrap_future(pending)
+        try:
+            await self._achange(Stop(reason="ref.stop"))
+        except AgentStopped:
+            return
+
+    # -- inside
+
+    def _send(self, prompt: Prompt | None, run_id: str | None, messages: Sequence[Message]) -> Send:
+        self._system.check()
+        if prompt is None and not messages:
+            raise ValueError("there is nothing to send: give a prompt, or messages=")
+        message = None if prompt is None else to_message(prompt)
+        new_id = run_id if run_id is not None else self._system.env.new_id()
+        if run_id is not None:
+            found = self._system.journal.find_run(run_id)
+            if found is not None and found[0] != self.key:
+                raise ConfigurationError(
+                    f"run_id={run_id!r} is a run of {found[0]!r} already; it cannot be one of {self.key!r} too"
+                )
+        return Send(run_id=new_id, prompt=message, history=tuple(messages))
+
+    def _handle(self, run_id: str) -> RunHandle[OutT]:
+        return RunHandle(self._system, self._cell, run_id, self._output)
+
+    def _give_up(self, handle: RunHandle[Any]) -> None:
+        if not handle.done():
+            self._cell.submit(Cancel(run_id=handle.run_id, by="caller"))
+
+    def _adopt(self, model: str | Provider) -> str:
+        if providers.overridden() is None:
+            providers.resolve(model)
+        return model_name(model)
+
+    def _change(self, input: Input, name: str) -> None:
+        self._system.check()
+        wait(self._system, self._cell.submit(input), name)
+
+    async def _achange(self, input: Input) -> None:
+        self._system.check()
+        await asyncio.wrap_future(self._cell.submit(input))
+
+    def _cancels(self) -> list[Any]:
+        state = self._cell.committed
+        if self._system.journal.durable:
+            return []
+        runs = [*(queued.run_id for queued in state.queue), *([state.run.run_id] if state.run else [])]
+        return [self._cell.submit(Cancel(run_id=run_id, by="stop")) for run_id in runs]
+
+
+class Runtime:
+    """The supervision tree, a journal and an event bus. Use it with `with` or `async with`.
+
+    Leaving the block lets open runs finish for `drain` seconds, then ends them `cancelled`, and stops everything.
+
+    Args:
+        store: Where the journal is kept. `None` = in memory, as long-lived as the process; the only one so far.
+        agents: Definitions that the runtime knows by name.
+        workers: Threads for tools that are plain functions, shared fairly by all agents.
+        drain: Seconds that open runs get on a clean stop.
+        shutdown: Seconds within which a stop ends, come what may.
+
+    Raises:
+        ConfigurationError: An option is wrong.
+    """
+
+    def __init__(
+        self,
+        store: str | None = None,
+        *,
+        agents: Sequence[Agent[Any]] = (),
+        workers: int = 32,
+        drain: float = 10.0,
+        shutdown: float = 30.0,
+        env: Env | None = None,
+    ) -> None:
+        if store is not None:
+            raise ConfigurationError(f"store={store!r}: this version keeps its journal in memory only; leave store out")
+        if workers < 1:
+            raise ConfigurationError(f"workers={workers!r} must be 1 or more")
+        self._drain, self._shutdown = drain, shutdown
+        self._definitions: dict[str, Agent[Any]] = {}
+        for agent in agents:
+            if self._definitions.setdefault(agent.name, agent) is not agent:
+                raise ConfigurationError(f"two agents are called {agent.name!r}")
+        journal = MemoryJournal()
+        results: list[System] = []
+        self._system = System(env or Env(), journal, workers, lambda key, run_id: result_of(results[0], key, run_id))
+        results.append(self._system)
+        self._closed = False
+        self._finalizer = weakref.finalize(self, _close_abandoned, self._system)
+        self._finalizer.atexit = True
+
+    # -- agents
+
+    def start(self, agent: Agent[OutT] | str, *, key: str | None = None) -> AgentRef[OutT]:
+        """Get or start the agent of a key. Never waits: it comes up on its own, and what is sent to it waits for it.
+
+        Args:
+            agent: The definition, or the name of one that was given as `agents=`.
+            key: Its stable name; `None` makes a fresh one, `name/ulid`.
+
+        Raises:
+            KeyTaken: The key lives under another agent's name.
+            ConfigurationError: Its model is unknown, or a key for it is missing.
+            RuntimeStopped: The runtime has stopped.
+        """
+        definition = self._definition(agent)
+        if providers.overridden() is None:
+            for model in definition.models:
+                providers.resolve(model)
+        cell = self._system.cell(
+            definition, key if key is not None else f"{definition.name}/{self._system.env.new_id()}"
+        )
+        return AgentRef(self._system, cell, definition.output)
+
+    def get(self, key: str) -> AgentRef[Any]:
+        """The live agent of a key. Never waits.
+
+        Raises:
+            NotFound: No agent lives there.
+        """
+        self._system.check()
+        cell = self._system.cells.get(key)
+        if cell is None:
+            raise NotFound(f"no agent lives at {key!r}; rt.start(agent, key={key!r}) starts one")
+        return AgentRef(self._system, cell, cell.definition.output)
+
+    def agents(self, pattern: str = "*") -> list[AgentRef[Any]]:
+        """The live agents whose key matches a shell pattern, in order of their keys. Never waits."""
+        self._system.check()
+        cells = sorted(self._system.cells.copy().items())
+        return [
+            AgentRef(self._system, cell, cell.definition.output) for key, cell in cells if fnmatchcase(key, pattern)
+        ]
+
+    def handle(self, run_id: str) -> RunHandle[Any]:
+        """The handle of a run that was accepted. Never waits.
+
+        Raises:
+            NotFound: No run has this id.
+        """
+        self._system.check()
+        found = self._system.journal.find_run(run_id)
+        cell = None if found is None else self._system.cells.get(found[0])
+        if cell is None:
+            raise NotFound(f"no run {run_id!r} is known here")
+        return RunHandle(self._system, cell, run_id, cell.definition.output)
+
+    def forget(self, key: str) -> None:
+        """Drop an agent and its log.
+
+        Raises:
+            NotFound: No agent lives there.
+        """
+        self.get(key).stop()
+        self._system.forget(key)
+
+    async def aforget(self, key: str) -> None:
+        """As `forget`."""
+        await self.get(key).astop()
+        self._system.forget(key)
+
+    # -- events
+
+    def subscribe(
+        self,
+        *patterns: str,
+        agent: str | None = None,
+        key: str | None = None,
+        run_id: str | None = None,
+        after: int | None = None,
+        maxsize: int = 1000,
+        overflow: Overflow = "coalesce",
+    ) -> Subscription:
+        """Follow the event stream. Never waits.
+
+        Args:
+            patterns: Event types as shell patterns, such as `"tool.*"`; none = all.
+            agent: Only agents of this name.
+            key: Only keys that match this shell pattern.
+            run_id: Only this run.
+            after: A cursor: the position of the last event you have seen; 0 = from the beginning; `None` = from now on.
+            maxsize: Events that may wait for you. Past it durable events are read from the journal, and ephemeral ones
+                are treated as `overflow` says.
+            overflow: `"coalesce"` merges deltas and drops other ephemeral events, `"drop"` drops both (`bus.gap` tells
+                how many), `"close"` ends the subscription.
+
+        Raises:
+            ValueError: A pattern matches no event type.
+        """
+        self._system.check()
+        if maxsize < 1:
+            raise ConfigurationError(f"maxsize={maxsize!r} must be 1 or more")
+        if overflow not in ("coalesce", "drop", "close"):
+            raise ConfigurationError(f"overflow={overflow!r} must be 'coalesce', 'drop' or 'close'")
+        return Subscription(
+            self._system.bus,
+            matching_types(patterns),
+            agent=agent,
+            key=key,
+            run_id=run_id,
+            after=after,
+            maxsize=maxsize,
+            overflow=overflow,
+        )
+
+    def publish(self, name: str, payload: Mapping[str, Any] | None = None) -> None:
+        """Publish an ephemeral event of your own, as `custom`. From any thread; never waits."""
+        self._system.check()
+        event = ev.Custom(ts=self._system.env.now(), name=name, payload=dict(payload or {}))
+        self._system.core.call(self._system.publish, event)
+
+    # -- the tree
+
+    def tree(self) -> TreeNode:
+        """The supervision tree. Never waits."""
+        system = self._system
+        agents = tuple(
+            TreeNode(id=key, kind="worker", state=AgentRef(system, cell, None).status().state)
+            for key, cell in sorted(system.cells.copy().items())
+        )
+        parts = (
+            TreeNode(id="journal", kind="worker", state="running"),
+            TreeNode(id="bus", kind="worker", state="running"),
+            TreeNode(id="gateway", kind="worker", state="running"),
+            TreeNode(id="pool", kind="supervisor", state=f"{system.workers} workers"),
+            TreeNode(id="agents", kind="supervisor", state="running", children=agents),
+        )
+        failure = system.failure
+        state = "running" if failure is None else "down" if isinstance(failure, RuntimeDown) else "stopped"
+        return TreeNode(id="runtime", kind="supervisor", state=state, children=parts)
+
+    # -- the end
+
+    def stop(self, *, drain: float | None = None) -> None:
+        """Stop everything: see the class. A second call does nothing.
+
+        Args:
+            drain: Seconds that open runs get; the runtime's own by default.
+        """
+        if self._closed:
+            return
+        if self._system.is_own_thread():
+            raise WouldDeadlock("a runtime cannot be stopped on one of its own loops")
+        with Waiting(self._system, "stop", "await rt.astop()"):
+            self._stop(self._drain if drain is None else drain)
+
+    async def astop(self, *, drain: float | None = None) -> None:
+        """As `stop`."""
+        if not self._closed:
+            await asyncio.to_thread(self._stop, self._drain if drain is None else drain)
+
+    def _stop(self, drain: float) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        until = self._system.env.monotonic() + self._shutdown
+        try:
+            self._system.stop(drain, self._shutdown * 0.8).result(self._shutdown)
+        except TimeoutError:
+            self._system.bus.stop(RuntimeStopped("the runtime was stopped"))
+        finally:
+            self._system.close_loops(max(until - self._system.env.monotonic(), 1.0))
+            self._finalizer.detach()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.stop(drain=0.0 if kind is not None else None)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        await self.astop(drain=0.0 if kind is not None else None)
+
+    def _definition(self, agent: Agent[OutT] | str) -> Agent[OutT]:
+        if not isinstance(agent, str):
+            return agent
+        known = self._definitions.get(agent)
+        if known is None:
+            names = ", ".join(sorted(self._definitions)) or "none"
+            raise ConfigurationError(f"no definition {agent!r} was given as agents=; known: {names}")
+        return known
+
+
+_WORDS: dict[Life, AgentWord] = {
+    "opening": "starting",
+    "backoff": "restarting",
+    "parked": "parked",
+    "stopped": "stopped",
+}
+
+
+def _close_abandoned(system: System) -> None:
+    """A runtime that nobody stopped is gone, or the interpreter ends: threads are daemons, connections are closed."""
+    system.stop(0.0, 1.0)
+    system.close_loops(2.0)

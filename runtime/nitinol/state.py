@@ -1,0 +1,507 @@
+"""The fold: an agent's state is what its durable events add up to, and nothing else.
+
+An `AgentState` is a value: whoever holds one may keep it for ever. `apply` gives a new one. (Inside, `absorb` changes a
+private draft in place, so that a decision of ten events, or a log of ten thousand, costs one copy.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from decimal import Decimal
+from typing import Any, Generic, Literal, TypeVar, overload
+
+from nitinol import events as ev
+from nitinol.agent import Agent
+from nitinol.errors import NitinolError
+from nitinol.messages import InputMode, Media, Message, Outcome, RunStatus, StopReason, ToolCall
+from nitinol.usage import NO_USAGE, Usage
+
+T = TypeVar("T")
+E = TypeVar("E", bound=ev.EventBase)
+
+Activity = Literal["idle", "running", "paused", "cancelling", "parked", "stopped"]
+Stage = Literal["proposed", "waiting", "approval", "running", "done"]
+
+
+class Log(Sequence[T], Generic[T]):
+    """An immutable sequence that grows by the end in constant time.
+
+    All versions share one list and each sees its own length; only a second branch from the same version copies.
+    """
+
+    __slots__ = ("_items", "_length")
+
+    def __init__(self, items: Iterable[T] = ()) -> None:
+        self._items = list(items)
+        self._length = len(self._items)
+
+    def append(self, item: T) -> Log[T]:
+        """A longer version."""
+        new: Log[T] = Log.__new__(Log)
+        items = self._items if len(self._items) == self._length else self._items[: self._length]
+        items.append(item)
+        new._items, new._length = items, self._length + 1
+        return new
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[T]: ...
+    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
+        if isinstance(index, slice):
+            return self._items[slice(*index.indices(self._length))]
+        if not -self._length <= index < self._length:
+            raise IndexError(index)
+        return self._items[index if index >= 0 else self._length + index]
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self._items[: self._length])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Log) and list(self) == list(other)  # pyright: ignore[reportUnknownArgumentType,reportUnknownVariableType]
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueuedRun:
+    """A run that was accepted and has not started."""
+
+    run_id: str
+    parent_run_id: str | None
+    root_run_id: str | None
+    prompt: Message | None
+    history: tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PendingInput:
+    """A steer or a follow-up that was accepted and has not been delivered."""
+
+    input_id: str
+    run_id: str
+    mode: InputMode
+    prompt: Message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallState:
+    """One tool call of the turn in progress."""
+
+    call: ToolCall
+    """As pinned by `tool.requested`; before that, as the model wrote it."""
+    index: int
+    stage: Stage = "proposed"
+    execution: int = 0
+    started_at: int = 0
+    expires_at: int | None = None
+    idempotency_key: str = ""
+    outcome: Outcome | None = None
+    text: str = ""
+    media: tuple[Media, ...] = ()
+
+
+@dataclass(slots=True, kw_only=True)
+class RunState:
+    """The run in progress."""
+
+    run_id: str
+    parent_run_id: str | None = None
+    root_run_id: str | None = None
+    started_at: int = 0
+    deadline: float | None = None
+    definition: str = ""
+    paused_at: int | None = None
+    paused: int = 0
+    """Nanoseconds spent paused, before `paused_at`."""
+    recoveries: int = 0
+    turn: int = 0
+    attempt: int = 0
+    """Of this turn: the last one started."""
+    attempt_open: bool = False
+    attempt_started_at: int = 0
+    reserved: Decimal | None = None
+    model_index: int = 0
+    """Which of the agent's models: 0, then the fallbacks."""
+    failures: int = 0
+    """Attempts at this model that failed in a row."""
+    retry_after: float | None = None
+    failed_at: int = 0
+    asking: bool = False
+    """The turn's model call has not been answered yet."""
+    calls: tuple[CallState, ...] = ()
+    stop_reason: StopReason = "end_turn"
+    tool_calls: int = 0
+    """Of the whole run."""
+    usage: Usage = NO_USAGE
+    cost: Decimal | None = Decimal(0)
+    text: str = ""
+    ending: RunStatus | None = None
+    """Set by `run.cancelling`: no new effect starts; the run ends so when all is answered, or the grace is over."""
+    ending_reason: str | None = None
+    ending_at: int = 0
+
+    def call(self, call_id: str) -> CallState | None:
+        """The call of this id in the turn in progress."""
+        return next((call for call in self.calls if call.call.call_id == call_id), None)
+
+    def due(self) -> int | None:
+        """When the deadline strikes, in nanoseconds since 1970; `None` while paused or without one."""
+        if self.deadline is None or self.paused_at is not None:
+            return None
+        return self.started_at + int(self.deadline * 1e9) + self.paused
+
+
+@dataclass(slots=True, kw_only=True)
+class AgentState:
+    """Everything that is true of an agent, by its log up to `seq`."""
+
+    key: str
+    agent: str
+    definition: Agent[Any] | None = field(default=None, compare=False, repr=False)
+    """Not of the log: the live definition, by which `decide` decides."""
+    seq: int = 0
+    incarnation: int = 0
+    transcript: Log[Message] = field(default_factory=Log[Message])
+    queue: tuple[QueuedRun, ...] = ()
+    inputs: tuple[PendingInput, ...] = ()
+    run: RunState | None = None
+    model: str | None = None
+    """Set by `set_model`; `None` = the definition's."""
+    usage: Usage = NO_USAGE
+    cost: Decimal | None = Decimal(0)
+    estimated_tokens: int = 0
+    """Of the transcript."""
+    parked: bool = False
+    stopped: bool = False
+    started_at: int = 0
+    last_event_at: int = 0
+
+    @property
+    def activity(self) -> Activity:
+        """One word for `status()`."""
+        if self.parked:
+            return "parked"
+        if self.stopped:
+            return "stopped"
+        if self.run is None:
+            return "idle"
+        if self.run.ending is not None:
+            return "cancelling"
+        return "paused" if self.run.paused_at is not None else "running"
+
+    def copy(self) -> AgentState:
+        """A draft of its own."""
+        new = _copy(self)
+        if self.run is not None:
+            new.run = _copy(self.run)
+        return new
+
+    def apply(self, event: ev.EventBase) -> AgentState:
+        """The state after one more event. This one stays as it is."""
+        return self.copy().absorb(event)
+
+    def fold(self, events: Iterable[ev.EventBase]) -> AgentState:
+        """The state after more events."""
+        new = self.copy()
+        for event in events:
+            new.absorb(event)
+        return new
+
+    def absorb(self, event: ev.EventBase) -> AgentState:
+        """Change this draft in place. Only for a copy that nobody else has seen.
+
+        Raises:
+            BrokenLog: The event is not the next one, or a newer version wrote it.
+        """
+        if not event.durable:
+            if isinstance(event, ev.Custom) and event.seq > self.seq:
+                raise BrokenLog(
+                    f"agent {self.key!r}: event {event.seq} is a {event.name!r}, which this version does not know; upgrade nitinol"
+                )
+            return self
+        if event.seq != self.seq + 1:
+            raise BrokenLog(f"agent {self.key!r}: event {event.seq} follows {self.seq}; the log has a gap or a double")
+        self.seq = event.seq
+        self.last_event_at = event.ts
+        change = _CHANGES.get(event.type)
+        if change is not None:
+            change(self, event)
+        return self
+
+
+class BrokenLog(NitinolError):
+    """A log that cannot be folded; the agent is parked, nothing is lost."""
+
+
+def estimate_tokens(message: Message) -> int:
+    """A rough count of a message's tokens: four characters to a token, 1,500 tokens to a picture."""
+    characters = 16
+    for part in message.parts:
+        match part.type:
+            case "text" | "thinking":
+                characters += len(part.text)
+            case "tool_call":
+                characters += (
+                    len(part.name)
+                    + len(part.malformed or "")
+                    + sum(len(k) + len(str(v)) for k, v in part.arguments.items())
+                )
+            case "tool_answer":
+                characters += len(part.text) + 6000 * len(part.media)
+            case _:
+                characters += 6000
+    return characters // 4
+
+
+def _copy(value: T) -> T:
+    new = object.__new__(type(value))
+    for name in _SLOTS[type(value)]:
+        setattr(new, name, getattr(value, name))
+    return new
+
+
+def _running(state: AgentState, event: ev.EventBase) -> RunState:
+    if state.run is None or state.run.run_id != event.run_id:
+        raise BrokenLog(
+            f"agent {state.key!r}: event {event.seq} ({event.type}) is of run {event.run_id!r}, which is not open"
+        )
+    return state.run
+
+
+def _set_call(run: RunState, call_id: str | None, **changes: Any) -> None:
+    run.calls = tuple(replace(call, **changes) if call.call.call_id == call_id else call for call in run.calls)
+
+
+def _sum(total: Decimal | None, cost: Decimal | None) -> Decimal | None:
+    return None if total is None or cost is None else total + cost
+
+
+_CHANGES: dict[str, Callable[[AgentState, Any], None]] = {}
+
+
+def _on(event_class: type[E]) -> Callable[[Callable[[AgentState, E], None]], Callable[[AgentState, E], None]]:
+    def register(function: Callable[[AgentState, E], None]) -> Callable[[AgentState, E], None]:
+        _CHANGES[event_class.type] = function
+        return function
+
+    return register
+
+
+@_on(ev.AgentStarted)
+def _agent_started(state: AgentState, event: ev.AgentStarted) -> None:
+    state.incarnation = event.incarnation
+    state.started_at = state.started_at or event.ts
+    state.parked = state.stopped = False
+
+
+@_on(ev.AgentParked)
+def _agent_parked(state: AgentState, event: ev.AgentParked) -> None:
+    state.parked = True
+
+
+@_on(ev.AgentResumed)
+def _agent_resumed(state: AgentState, event: ev.AgentResumed) -> None:
+    state.parked = False
+
+
+@_on(ev.AgentStopped)
+def _agent_stopped(state: AgentState, event: ev.AgentStopped) -> None:
+    state.stopped = True
+
+
+@_on(ev.AgentConfigured)
+def _agent_configured(state: AgentState, event: ev.AgentConfigured) -> None:
+    state.model = event.changes.get("model", state.model)
+
+
+@_on(ev.ConversationReset)
+def _conversation_reset(state: AgentState, event: ev.ConversationReset) -> None:
+    state.transcript = Log()
+    state.estimated_tokens = 0
+
+
+@_on(ev.RunQueued)
+def _run_queued(state: AgentState, event: ev.RunQueued) -> None:
+    assert event.run_id is not None
+    state.queue += (
+        QueuedRun(
+            run_id=event.run_id,
+            parent_run_id=event.parent_run_id,
+            root_run_id=event.root_run_id,
+            prompt=event.prompt,
+            history=event.history,
+        ),
+    )
+
+
+@_on(ev.RunStarted)
+def _run_started(state: AgentState, event: ev.RunStarted) -> None:
+    assert event.run_id is not None
+    state.queue = tuple(queued for queued in state.queue if queued.run_id != event.run_id)
+    state.run = RunState(
+        run_id=event.run_id,
+        parent_run_id=event.parent_run_id,
+        root_run_id=event.root_run_id,
+        started_at=event.ts,
+        deadline=event.deadline,
+        definition=event.definition,
+    )
+
+
+@_on(ev.RunPaused)
+def _run_paused(state: AgentState, event: ev.RunPaused) -> None:
+    _running(state, event).paused_at = event.ts
+
+
+@_on(ev.RunResumed)
+def _run_resumed(state: AgentState, event: ev.RunResumed) -> None:
+    run = _running(state, event)
+    run.recoveries = event.recoveries
+    if run.paused_at is not None and event.reason != "recovered":
+        run.paused += event.ts - run.paused_at
+        run.paused_at = None
+
+
+@_on(ev.RunCancelling)
+def _run_cancelling(state: AgentState, event: ev.RunCancelling) -> None:
+    run = _running(state, event)
+    run.ending, run.ending_reason, run.ending_at = event.status, event.reason, event.ts
+    if run.paused_at is not None:
+        run.paused += event.ts - run.paused_at
+        run.paused_at = None
+
+
+@_on(ev.RunFinished)
+def _run_finished(state: AgentState, event: ev.RunFinished) -> None:
+    if state.run is not None and state.run.run_id == event.run_id:
+        state.run = None
+    state.queue = tuple(queued for queued in state.queue if queued.run_id != event.run_id)
+    state.inputs = tuple(item for item in state.inputs if item.run_id != event.run_id)
+
+
+@_on(ev.TurnStarted)
+def _turn_started(state: AgentState, event: ev.TurnStarted) -> None:
+    run = _running(state, event)
+    run.turn = event.turn
+    run.asking = True
+    run.calls = ()
+    run.attempt = run.failures = 0
+    run.retry_after = None
+
+
+@_on(ev.TurnFinished)
+def _turn_finished(state: AgentState, event: ev.TurnFinished) -> None:
+    run = _running(state, event)
+    run.calls = ()
+    run.recoveries = 0
+
+
+@_on(ev.MessageAppended)
+def _message_appended(state: AgentState, event: ev.MessageAppended) -> None:
+    message = event.message
+    state.transcript = state.transcript.append(message)
+    state.estimated_tokens += estimate_tokens(message)
+    if message.role == "assistant" and state.run is not None and state.run.asking and event.attempt:
+        run = state.run
+        run.asking = False
+        run.text = message.text or run.text
+        run.calls = tuple(CallState(call=call, index=index) for index, call in enumerate(message.tool_calls))
+        run.tool_calls += len(run.calls)
+
+
+@_on(ev.ModelStarted)
+def _model_started(state: AgentState, event: ev.ModelStarted) -> None:
+    run = _running(state, event)
+    run.attempt, run.attempt_open, run.attempt_started_at, run.reserved = event.attempt, True, event.ts, event.reserved
+
+
+@_on(ev.ModelFinished)
+def _model_finished(state: AgentState, event: ev.ModelFinished) -> None:
+    run = _running(state, event)
+    run.attempt_open, run.stop_reason, run.failures, run.retry_after = False, event.stop_reason, 0, None
+
+
+@_on(ev.ModelFailed)
+def _model_failed(state: AgentState, event: ev.ModelFailed) -> None:
+    run = _running(state, event)
+    run.attempt_open = False
+    run.failures += 1
+    run.failed_at, run.retry_after = event.ts, event.retry_after
+
+
+@_on(ev.ModelFallback)
+def _model_fallback(state: AgentState, event: ev.ModelFallback) -> None:
+    run = _running(state, event)
+    run.model_index += 1
+    run.failures, run.retry_after = 0, None
+
+
+@_on(ev.ToolRequested)
+def _tool_requested(state: AgentState, event: ev.ToolRequested) -> None:
+    run = _running(state, event)
+    call = run.call(event.call_id or "")
+    if call is None:
+        raise BrokenLog(
+            f"agent {state.key!r}: event {event.seq} asks for call {event.call_id!r}, which the model did not make"
+        )
+    pinned = call.call.replace(name=event.name, arguments=event.arguments)
+    _set_call(run, event.call_id, call=pinned, stage="waiting", idempotency_key=event.idempotency_key)
+
+
+@_on(ev.ApprovalRequested)
+def _approval_requested(state: AgentState, event: ev.ApprovalRequested) -> None:
+    _set_call(_running(state, event), event.call_id, stage="approval", expires_at=event.expires_at)
+
+
+@_on(ev.ApprovalResolved)
+def _approval_resolved(state: AgentState, event: ev.ApprovalResolved) -> None:
+    run = _running(state, event)
+    call = run.call(event.call_id or "")
+    if call is not None:
+        pinned = call.call if event.arguments is None else call.call.replace(arguments=event.arguments)
+        _set_call(run, event.call_id, call=pinned, stage="waiting")
+
+
+@_on(ev.ToolStarted)
+def _tool_started(state: AgentState, event: ev.ToolStarted) -> None:
+    _set_call(_running(state, event), event.call_id, stage="running", execution=event.execution, started_at=event.ts)
+
+
+@_on(ev.ToolFinished)
+def _tool_finished(state: AgentState, event: ev.ToolFinished) -> None:
+    _set_call(
+        _running(state, event), event.call_id, stage="done", outcome=event.outcome, text=event.text, media=event.media
+    )
+
+
+@_on(ev.InputQueued)
+def _input_queued(state: AgentState, event: ev.InputQueued) -> None:
+    assert event.run_id is not None
+    state.inputs += (PendingInput(input_id=event.input_id, run_id=event.run_id, mode=event.mode, prompt=event.prompt),)
+
+
+@_on(ev.InputDelivered)
+def _input_delivered(state: AgentState, event: ev.InputDelivered) -> None:
+    state.inputs = tuple(item for item in state.inputs if item.input_id != event.input_id)
+
+
+@_on(ev.InputDropped)
+def _input_dropped(state: AgentState, event: ev.InputDropped) -> None:
+    state.inputs = tuple(item for item in state.inputs if item.input_id != event.input_id)
+
+
+@_on(ev.UsageUpdated)
+def _usage_updated(state: AgentState, event: ev.UsageUpdated) -> None:
+    state.usage, state.cost = event.agent_usage, event.agent_cost
+    if state.run is not None and state.run.run_id == event.run_id:
+        state.run.usage, state.run.cost = event.run_usage, event.run_cost
+
+
+_SLOTS: dict[type, tuple[str, ...]] = {cls: tuple(item.name for item in fields(cls)) for cls in (AgentState, RunState)}
+
+__all__ = ["AgentState", "BrokenLog", "CallState", "Log", "PendingInput", "QueuedRun", "RunState", "estimate_tokens"]

@@ -1,0 +1,80 @@
+"""How events, money and tool calls look to a person at a terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+from nitinol.events import Event
+from nitinol.usage import Usage
+
+_UNPRINTABLE: dict[int, str | None] = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160))}
+_UNPRINTABLE |= {ord("\t"): "\t", ord("\n"): "\n", ord("\r"): None}
+
+
+def printable(text: str) -> str:
+    """A model's or a tool's text without control characters, with which it could command the terminal."""
+    return text.translate(_UNPRINTABLE)
+
+
+def in_line(text: str, width: int = 200) -> str:
+    """Text as one printable line of at most `width` characters."""
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= width else f"{line[: width - 1]}…"
+
+
+def describe(event: Event) -> tuple[str, str] | None:
+    """What to tell of an event in one line, and the style for it; `None` = nothing, or not in one line."""
+    match event.type:
+        case "tool.requested":
+            return f"→ {show_call(event.name, event.arguments)}", "cyan"
+        case "tool.finished":
+            why = f": {in_line(event.error)}" if event.error else ""
+            return (
+                f"← {event.name} {event.outcome}, {event.duration:.2f} s{why}",
+                "cyan" if event.outcome == "ok" else "red",
+            )
+        case "model.failed":
+            return f"({event.error_type}: {in_line(event.error)})", "yellow"
+        case "model.discarded":
+            return "(the answer broke off; what there is of it does not count)", "yellow"
+        case "model.retrying":
+            return f"(trying again in {event.delay:.1f} s)", "yellow"
+        case "model.fallback":
+            return f"(going on with {event.to_model})", "yellow"
+        case "agent.crashed":
+            return f"✗ crashed: {event.error_type}: {in_line(event.error)}", "bold red"
+        case "agent.restarted":
+            return f"↻ restarted after {event.delay:.2f} s", "bold green"
+        case "agent.parked":
+            return f"✗ parked after {count(event.restarts, 'restart')}: {in_line(event.reason)}", "bold red"
+        case "run.resumed":
+            return f"↻ the run goes on: {in_line(event.reason)}", "bold green"
+        case _:
+            return None
+
+
+def show_call(name: str, arguments: Mapping[str, Any]) -> str:
+    """A tool call in a line, long arguments shortened."""
+    shown = (f"{key}={in_line(json.dumps(value, ensure_ascii=False), 60)}" for key, value in arguments.items())
+    return f"{in_line(name)}({', '.join(shown)})"
+
+
+def show_cost(cost: Decimal | None) -> str:
+    """Dollars to four decimals, or as many as it takes to show two digits; `unknown` where nobody knows."""
+    if cost is None:
+        return "unknown"
+    decimals = 4 if not cost or cost.adjusted() >= -3 else 1 - cost.adjusted()
+    return f"${cost:.{decimals}f}"
+
+
+def show_tokens(usage: Usage) -> str:
+    """Tokens in and out."""
+    return f"{usage.input_tokens:,} tokens in, {usage.output_tokens:,} out"
+
+
+def count(number: int, noun: str) -> str:
+    """A number and its noun, in the plural where it must be."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
