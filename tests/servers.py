@@ -167,4 +167,5 @@ class Server:
         body = await reader.readexactly(int(headers.get("content-length", "0")))
         self.requests.append(Request(method, path, headers, body))
         script = self._scripts.pop(0) if len(self._scripts) > 1 else self._scripts[0]
-        return bool(await script(Connection(self.requests[-1], reader, writer)))
+        goes_on = await script(Connection(self.requests[-1], reader, writer))
+        return bool(goes_on) and headers.get("connection") != "close"

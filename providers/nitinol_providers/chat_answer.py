@@ -270,13 +270,13 @@ class ChatAnswer:
 
 def chunk_error(error: Any) -> ProviderError:
     """An error that came inside an answer of status 200, by its code."""
-    fields = _object(error) if isinstance(error, dict) else {}
+    fields = _object(cast("Any", error)) if isinstance(error, dict) else _object(None)
     code, kind = str(fields.get("code")), str(fields.get("type"))
     status = next((int(text) for text in (code, str(fields.get("status"))) if text.isdecimal()), 0)
     known = _CODES.get(code) or _CODES.get(kind)
     by_status = error_type(status) if 400 <= status < 600 else None
-    cls = classify(status, json.dumps(fields or str(error))) or by_status or known or errors.ServerError
-    return cls(error_message(fields or str(error)), status_code=status or None)
+    cls = classify(status, str(cast("object", error))) or by_status or known or errors.ServerError
+    return cls(error_message(cast("object", error)), status_code=status or None)
 
 
 def read_usage(raw: Mapping[str, Any]) -> Usage:

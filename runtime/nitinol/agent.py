@@ -6,9 +6,8 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cache
 from pathlib import Path
-from typing import Any, Generic, Literal, TypedDict
+from typing import Any, Generic, Literal, TypedDict, cast
 
 import pydantic
 
@@ -80,7 +79,7 @@ class Agent(Generic[OutT]):
             value = getattr(self, name)
             if isinstance(value, (str, Tool, Hooks)) or not isinstance(value, Sequence):
                 raise ConfigurationError(f"{name}={value!r} must be a list")
-            object.__setattr__(self, name, tuple(value))
+            object.__setattr__(self, name, tuple(cast("Sequence[Any]", value)))
         _check_name(self.name)
         _check_tools(self.tools)
         for hook in self.hooks:
@@ -122,7 +121,7 @@ class Agent(Generic[OutT]):
     @property
     def output_schema(self) -> dict[str, Any] | None:
         """JSON schema of `output=`."""
-        return None if self.output is None else _schema_of(self.output)
+        return None if self.output is None else pydantic.TypeAdapter(self.output).json_schema()
 
     @property
     def digest(self) -> str:
@@ -170,11 +169,6 @@ class AgentOptions(TypedDict, total=False):
     allowed_paths: Sequence[str | Path] | None
     context_window: int | None
     prices: PriceList | None
-
-
-@cache
-def _schema_of(output: type[Any]) -> dict[str, Any]:
-    return pydantic.TypeAdapter(output).json_schema()
 
 
 def _check_name(name: object) -> None:

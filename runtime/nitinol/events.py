@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from decimal import Decimal
-from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar, cast, get_args
 
 from pydantic import Discriminator, TypeAdapter
@@ -589,14 +588,15 @@ def delta_maker(envelope: EventBase) -> Callable[[int, int, int, DeltaKind, str,
     into a `ModelDelta`.
     """
     e = envelope
-    new, final = _DeltaTwin, ModelDelta
+    new: type[Any] = _DeltaTwin
+    final = ModelDelta
 
     def make(ts: int, seq: int, position: int, kind: DeltaKind, text: str, index: int) -> ModelDelta:
         delta = new(
             e.id, seq, position, ts, e.agent, e.key, e.incarnation, e.run_id, e.parent_run_id, e.root_run_id,
             e.group_id, e.turn, e.attempt, e.call_id, kind, text, index,
         )  # fmt: skip
-        delta.__class__ = final  # pyright: ignore[reportAttributeAccessIssue] # same slots in the same order: a test says
+        delta.__class__ = final  # the same slots in the same order: a test says
         return cast("ModelDelta", delta)
 
     return make
@@ -628,29 +628,34 @@ class _DeltaTwin(EventBase):
     __delattr__ = object.__delattr__  # both, or CPython goes through Python for either
 
     def __init__(
-        self, id: str, seq: int, position: int, ts: int, agent: str, key: str, incarnation: int, run_id: str | None,
+        self: Any, id: str, seq: int, position: int, ts: int, agent: str, key: str, incarnation: int, run_id: str | None,
         parent_run_id: str | None, root_run_id: str | None, group_id: str | None, turn: int, attempt: int,
         call_id: str | None, kind: DeltaKind, text: str, index: int,
     ) -> None:  # fmt: skip
-        self.id = id  # pyright: ignore[reportAttributeAccessIssue]
-        self.seq = seq  # pyright: ignore[reportAttributeAccessIssue]
-        self.position = position  # pyright: ignore[reportAttributeAccessIssue]
-        self.ts = ts  # pyright: ignore[reportAttributeAccessIssue]
-        self.agent = agent  # pyright: ignore[reportAttributeAccessIssue]
-        self.key = key  # pyright: ignore[reportAttributeAccessIssue]
-        self.incarnation = incarnation  # pyright: ignore[reportAttributeAccessIssue]
-        self.run_id = run_id  # pyright: ignore[reportAttributeAccessIssue]
-        self.parent_run_id = parent_run_id  # pyright: ignore[reportAttributeAccessIssue]
-        self.root_run_id = root_run_id  # pyright: ignore[reportAttributeAccessIssue]
-        self.group_id = group_id  # pyright: ignore[reportAttributeAccessIssue]
-        self.turn = turn  # pyright: ignore[reportAttributeAccessIssue]
-        self.attempt = attempt  # pyright: ignore[reportAttributeAccessIssue]
-        self.call_id = call_id  # pyright: ignore[reportAttributeAccessIssue]
-        self.kind = kind  # pyright: ignore[reportAttributeAccessIssue]
-        self.text = text  # pyright: ignore[reportAttributeAccessIssue]
-        self.index = index  # pyright: ignore[reportAttributeAccessIssue]
+        self.id = id
+        self.seq = seq
+        self.position = position
+        self.ts = ts
+        self.agent = agent
+        self.key = key
+        self.incarnation = incarnation
+        self.run_id = run_id
+        self.parent_run_id = parent_run_id
+        self.root_run_id = root_run_id
+        self.group_id = group_id
+        self.turn = turn
+        self.attempt = attempt
+        self.call_id = call_id
+        self.kind = kind
+        self.text = text
+        self.index = index
 
 
-@cache
 def _adapter(cls: type[EventBase]) -> TypeAdapter[EventBase]:
-    return TypeAdapter(cls)
+    adapter = _adapters.get(cls.type)
+    if adapter is None:
+        adapter = _adapters[cls.type] = TypeAdapter(cls)
+    return adapter
+
+
+_adapters: dict[str, TypeAdapter[EventBase]] = {}

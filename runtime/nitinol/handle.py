@@ -9,6 +9,7 @@ import warnings
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import pydantic
@@ -83,7 +84,7 @@ class RunHandle(Generic[OutT]):
             loop = asyncio.get_running_loop()
             while True:
                 ended: asyncio.Future[None] = loop.create_future()
-                forget = self._system.bus.when_finished(self.run_id, lambda ended=ended: _wake(loop, ended))
+                forget = self._system.bus.when_finished(self.run_id, partial(_wake, loop, ended))
                 try:
                     if self._finished() is not None:
                         return result_of(self._system, self.key, self.run_id, self._output)

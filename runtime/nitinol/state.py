@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal
-from typing import Any, Generic, Literal, TypeVar, overload
+from typing import Any, Generic, Literal, TypeVar, cast, overload
 
 from nitinol import events as ev
 from nitinol.agent import Agent
@@ -38,7 +38,7 @@ class Log(Sequence[T], Generic[T]):
 
     def append(self, item: T) -> Log[T]:
         """A longer version."""
-        new: Log[T] = Log.__new__(Log)
+        new = cast("Log[T]", object.__new__(Log))
         items = self._items if len(self._items) == self._length else self._items[: self._length]
         items.append(item)
         new._items, new._length = items, self._length + 1
@@ -275,10 +275,6 @@ def _running(state: AgentState, event: ev.EventBase) -> RunState:
 
 def _set_call(run: RunState, call_id: str | None, **changes: Any) -> None:
     run.calls = tuple(replace(call, **changes) if call.call.call_id == call_id else call for call in run.calls)
-
-
-def _sum(total: Decimal | None, cost: Decimal | None) -> Decimal | None:
-    return None if total is None or cost is None else total + cost
 
 
 _CHANGES: dict[str, Callable[[AgentState, Any], None]] = {}

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from nitinol import events as ev
 from nitinol import provider as providers
-from nitinol.actors.agent_actor import Crash
+from nitinol.actors.agent_actor import Cell, Crash
 from nitinol.errors import ConnectionFailed, ScriptExhausted
 from nitinol.http import Http
 from nitinol.messages import Message, Part, StopReason, Text, Thinking, ToolCall
@@ -213,7 +213,7 @@ class ScriptedProvider:
 
 
 @contextmanager
-def override_model(provider: ScriptedProvider | providers.Provider) -> Iterator[ScriptedProvider | providers.Provider]:
+def override_model(provider: ScriptedProvider | providers.Provider) -> Generator[ScriptedProvider | providers.Provider, None, None]:
     """Put a provider in the place of every model in the process: no real request, no key needed, no retry delay."""
     providers.push_override(provider)
     try:
@@ -234,6 +234,11 @@ def crash(ref: AgentRef[Any], error: BaseException | None = None, *, timeout: fl
         )
         if len([event for event in system.journal.read(ref.key) if isinstance(event, ev.AgentCrashed)]) == before:
             crashed.get(timeout)
+
+
+def _post(cell: Cell, message: Crash) -> None:
+    if cell.actor is not None:
+        cell.actor.post(message)
 
 
 def _subscription(ref: AgentRef[Any]) -> Any:

@@ -359,8 +359,8 @@ def _argument_model(
         if _is_context(hints[parameter.name]):
             continue
         default: Any = ... if parameter.default is parameter.empty else parameter.default
-        if not isinstance(default, FieldInfo):
-            default = pydantic.Field(default, description=described.get(parameter.name))
+        if parameter.name in described and not isinstance(default, FieldInfo):
+            default = pydantic.Field(default, description=described[parameter.name])
         fields[_FIELD + parameter.name] = (hints[parameter.name], default)
     config = pydantic.ConfigDict(
         extra="forbid", protected_namespaces=(), alias_generator=lambda key: key.removeprefix(_FIELD)

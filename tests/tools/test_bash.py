@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
+import select
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -31,36 +32,30 @@ def sh(ctx: ToolContext, command: str, timeout: float = 30.0) -> ToolResult:
     return result
 
 
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that is dead but not yet reaped by its parent does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in ("Z", "X")
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
 def wait_until_dead(pid: int) -> None:
     """SIGKILL is sent when a call returns; the kernel needs a moment to carry it out."""
-    descriptor = os.pidfd_open(pid) if alive(pid) else None
-    if descriptor is not None:
-        os.set_blocking(descriptor, True)
-        import select
-
-        try:
-            assert select.select([descriptor], [], [], 10)[0], f"process {pid} lives on"
-        finally:
-            os.close(descriptor)
-
-
-def pid_in(path: Path) -> int:
-    return int(path.read_text())
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        assert select.select([descriptor], [], [], 20)[0], f"process {pid} lives on"
+    finally:
+        os.close(descriptor)
 
 
-async def written(path: Path) -> None:
-    """Wait until a command has written this file."""
-    async with asyncio.timeout(20):
-        while not path.exists() or not path.read_text().endswith("\n"):
-            await asyncio.sleep(0)
+async def cancel_when_told(ctx: ToolContext, command: str, *, times: int = 1) -> str:
+    """Cancel a command as soon as it has written a word to the FIFO `said`, and give that word."""
+    said = ctx.working_directory / "said"
+    os.mkfifo(said)
+    task = asyncio.create_task(bash(ctx, command))
+    word = await asyncio.to_thread(said.read_text)
+    for _ in range(times):
+        task.cancel()
+        await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    return word
 
 
 def test_the_answer_is_the_exit_code_and_the_output(ctx: ToolContext) -> None:
@@ -126,9 +121,9 @@ def test_capped_output_is_the_same_however_it_is_written(size: int) -> None:
 
 def test_a_timeout_kills_the_command_and_tells_what_it_printed(ctx: ToolContext) -> None:
     """The call is an error, with a text that helps. parity: T9"""
-    result = sh(ctx, "echo begun; sleep 60", timeout=0.3)
+    result = sh(ctx, "echo begun; sleep 60", timeout=1.0)
     assert result.error
-    assert result.text.startswith("timed out: the command was killed after 0.3 seconds")
+    assert result.text.startswith("timed out: the command was killed after 1 seconds")
     assert "larger timeout" in result.text
     assert result.text.endswith("begun")
     assert result.data == {"exit_code": None, "truncated": False, "timed_out": True}
@@ -137,55 +132,27 @@ def test_a_timeout_kills_the_command_and_tells_what_it_printed(ctx: ToolContext)
 
 def test_a_timeout_kills_the_whole_process_group(ctx: ToolContext) -> None:
     """Children of children too, and such as ignore SIGTERM. parity: T9"""
-    result = sh(ctx, "(trap '' TERM; sh -c 'echo $PPID > pid; sleep 60'; sleep 60) & wait", timeout=0.5)
+    result = sh(ctx, "(trap '' TERM; sh -c 'echo $PPID > pid; sleep 60'; sleep 60) & wait", timeout=2.0)
     assert result.error
-    wait_until_dead(pid_in(ctx.working_directory / "pid"))
+    wait_until_dead(int((ctx.working_directory / "pid").read_text()))
 
 
 def test_cancelling_kills_the_whole_process_group(ctx: ToolContext) -> None:
     """Really, not only the waiting for it. parity: T9"""
-    pid = ctx.working_directory / "pid"
-
-    async def main() -> None:
-        task = asyncio.create_task(bash(ctx, "sleep 60 & echo $! > pid; wait"))
-        await written(pid)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    asyncio.run(main())
-    wait_until_dead(pid_in(pid))
+    pid = asyncio.run(cancel_when_told(ctx, "sleep 60 & echo $! > said; wait"))
+    wait_until_dead(int(pid))
 
 
 def test_a_second_cancel_does_not_save_the_command(ctx: ToolContext) -> None:
     """It only cuts short the half second that SIGTERM is given. parity: T9"""
-    pid = ctx.working_directory / "pid"
-
-    async def main() -> None:
-        task = asyncio.create_task(bash(ctx, "trap '' TERM; echo $$ > pid; while true; do sleep 1; done"))
-        await written(pid)
-        task.cancel()
-        await asyncio.sleep(0)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    asyncio.run(main())
-    wait_until_dead(pid_in(pid))
+    command = "trap '' TERM; echo $$ > said; while true; do sleep 1; done"
+    pid = asyncio.run(cancel_when_told(ctx, command, times=2))
+    wait_until_dead(int(pid))
 
 
 def test_a_cancelled_command_may_clean_up(ctx: ToolContext) -> None:
     """SIGTERM comes first. parity: T9"""
-    ready = ctx.working_directory / "ready"
-
-    async def main() -> None:
-        task = asyncio.create_task(bash(ctx, "trap 'echo > cleaned; exit' TERM; echo > ready; sleep 60 & wait"))
-        await written(ready)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    asyncio.run(main())
+    asyncio.run(cancel_when_told(ctx, "trap 'echo > cleaned; exit' TERM; echo > said; sleep 60 & wait"))
     assert (ctx.working_directory / "cleaned").exists()
 
 
@@ -195,27 +162,25 @@ def test_what_is_left_in_the_background_does_not_hold_the_call(ctx: ToolContext)
     result = sh(ctx, "sleep 60 & echo $! > pid; echo done")
     assert time.monotonic() - started < 20
     assert result.text == "exit code 0\ndone\n\n[what it left running in the background was ended]"
-    wait_until_dead(pid_in(ctx.working_directory / "pid"))
+    wait_until_dead(int((ctx.working_directory / "pid").read_text()))
 
 
 def test_a_background_process_in_its_own_session_does_not_hold_the_call(ctx: ToolContext) -> None:
     """It is out of reach, as the docstring says; the call returns all the same. parity: T9"""
     result = sh(ctx, "setsid sh -c 'echo $$ > pid; exec sleep 60' & while [ ! -s pid ]; do :; done; echo done")
     assert "done" in result.text
-    pid = pid_in(ctx.working_directory / "pid")
-    assert alive(pid)
-    os.kill(pid, signal.SIGKILL)
+    os.kill(int((ctx.working_directory / "pid").read_text()), signal.SIGKILL)
 
 
 def test_standard_input_is_empty(ctx: ToolContext) -> None:
     """A command that asks does not wait for ever. parity: T9"""
-    assert sh(ctx, "cat; read answer; echo \"[$answer]\"").text == "exit code 0\n[]"
+    assert sh(ctx, 'cat; read answer; echo "[$answer]"').text == "exit code 0\n[]"
 
 
 def test_a_command_starts_in_the_working_directory(ctx: ToolContext) -> None:
     """Of the agent, not of the process; one that is missing is a clear error. parity: T9, T10"""
     assert sh(ctx, "pwd -P").text == f"exit code 0\n{os.path.realpath(ctx.working_directory)}"
-    with pytest.raises(ToolError, match="working directory .* does not exist"):
+    with pytest.raises(ToolError, match=r"working directory .* does not exist"):
         sh(ToolContext(working_directory=ctx.working_directory / "none"), "true")
 
 
@@ -239,9 +204,7 @@ def test_variables_can_be_added(ctx: ToolContext) -> None:
     assert asyncio.run(custom(ctx, "echo $GREETING $HOME")).text == "exit code 0\nhello /nowhere"
 
 
-def test_where_there_is_no_bash_sh_is_used(
-    ctx: ToolContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_there_is_no_bash_sh_is_used(ctx: ToolContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Found by PATH. parity: T9"""
     (tmp_path / "sh").symlink_to("/bin/sh")
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -268,7 +231,7 @@ def test_the_timeout_must_be_more_than_nothing(ctx: ToolContext) -> None:
 
 def test_a_command_is_stopped_before_the_deadline_of_the_call(ctx: ToolContext) -> None:
     """So that the model reads what it printed, whatever time it asked for. parity: T4, T9"""
-    ctx.deadline = time.time() + 1.5
+    ctx.deadline = time.time() + 2.5
     result = sh(ctx, "echo begun; sleep 60", timeout=600)
     assert time.time() < ctx.deadline + 10
     assert result.data["timed_out"]
@@ -300,14 +263,13 @@ def test_it_runs_on_a_loop_that_is_not_the_main_threads(ctx: ToolContext) -> Non
 def test_commands_run_side_by_side(ctx: ToolContext) -> None:
     """Each waits for a file that the other makes. parity: L2, T9"""
 
+    call: Callable[..., Awaitable[ToolResult]] = bash
+    wait_for = "until [ -e {} ]; do :; done"
+
     async def main() -> list[ToolResult]:
-        wait_for = "until [ -e {} ]; do :; done"
-        return list(
-            await asyncio.gather(
-                bash(ctx, "touch a; " + wait_for.format("b"), timeout=20),
-                bash(ctx, "touch b; " + wait_for.format("a"), timeout=20),
-            )
-        )
+        first = call(ctx, "touch a; " + wait_for.format("b"), timeout=20)
+        second = call(ctx, "touch b; " + wait_for.format("a"), timeout=20)
+        return list(await asyncio.gather(first, second))
 
     assert [result.data["exit_code"] for result in asyncio.run(main())] == [0, 0]
 

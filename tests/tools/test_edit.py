@@ -197,7 +197,9 @@ LINES = st.lists(st.text(st.sampled_from("ab \té😀"), max_size=8), min_size=1
 
 @settings(max_examples=200, deadline=None)
 @given(lines=LINES, new=LINES, crlf=st.booleans(), data=st.data())
-def test_lines_copied_from_read_can_be_edited(lines: list[str], new: list[str], crlf: bool, data: st.DataObject) -> None:
+def test_lines_copied_from_read_can_be_edited(
+    lines: list[str], new: list[str], crlf: bool, data: st.DataObject
+) -> None:
     """What read shows, less the numbers, is what edit finds, whatever the line ends. parity: T6, T8"""
     end = "\r\n" if crlf else "\n"
     first = data.draw(st.integers(1, len(lines)))

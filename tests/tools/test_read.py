@@ -120,7 +120,7 @@ def test_missing_files_are_an_error_that_suggests_near_names(ctx: ToolContext) -
     put(ctx, "sub/settings.py", "")
     with pytest.raises(ToolError, match=r"there is no file 'sub/setings\.py'; did you mean 'sub/settings\.py'\?"):
         read(ctx, "sub/setings.py")
-    with pytest.raises(ToolError, match="no file 'other'$"):
+    with pytest.raises(ToolError, match=r"no file 'other'$"):
         read(ctx, "other")
     with pytest.raises(ToolError, match="'none/f'"):
         read(ctx, "none/f")

@@ -76,10 +76,9 @@ def write(ctx: ToolContext, path: str, content: str) -> ToolResult:
     if path.endswith("/"):
         raise ToolError(f"cannot write {path!r}: it names a directory; add the file's name")
     place, data = locate(path, ctx), _encode("content", content)
-    with explained("write", path), open_directory(place, create=True) as directory:
-        with _REPLACING:
-            before = status(place.name, directory)
-            replace_file(place.name, directory, data, before)
+    with explained("write", path), open_directory(place, create=True) as directory, _REPLACING:
+        before = status(place.name, directory)
+        replace_file(place.name, directory, data, before)
     lines = content.count("\n") + (not content.endswith("\n") and content != "")
     return ToolResult(
         f"{'created' if before is None else 'overwrote'} {path!r}: {len(data):,} bytes, {lines:,} lines",

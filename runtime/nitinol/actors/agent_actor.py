@@ -330,7 +330,7 @@ class AgentActor(LoopActor):
                 if not self._decide(message) and isinstance(message, Opened):
                     self._reconcile()
 
-    def on_failure(self, *_: object) -> None:
+    def on_failure(self, exception_type: Any, exception_value: Any, traceback: Any) -> None:
         self._stop_effects(tools=False)
 
     def on_stop(self) -> None:

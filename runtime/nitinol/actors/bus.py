@@ -12,6 +12,7 @@ import threading
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Literal, Self, cast
 
 from nitinol import events as ev
@@ -384,7 +385,7 @@ class Subscription:
                 return event
             loop = asyncio.get_running_loop()
             future: asyncio.Future[None] = loop.create_future()
-            self._waiters.append(lambda loop=loop, future=future: _resolve(loop, future))
+            self._waiters.append(partial(_resolve, loop, future))
             event = self.poll()
             if event is not None:
                 return event

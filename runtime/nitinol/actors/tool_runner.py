@@ -31,7 +31,7 @@ class ToolRunner:
     """On the core loop. Keeps what is in flight by agent, so that a restarted agent finds its executions again."""
 
     def __init__(self, env: Env, core: Loop, pool: WorkerPool, hooks: HookRunner, publish: Publish) -> None:
-        self._env, self._core, self._pool, self._hooks, self._publish = env, core, pool, hooks, publish
+        self.env, self.core, self.pool, self.hooks, self.publish = env, core, pool, hooks, publish
         self._executions: dict[str, dict[tuple[str, int, str], _Execution]] = {}
 
     def in_flight(self, key: str) -> dict[tuple[str, int, str], int]:
@@ -49,18 +49,18 @@ class ToolRunner:
                 port.tell(_answer(effect, 0, "error", f"There is no tool {call.call.name!r} any more."))
                 return lambda: None
             execution = running[at] = _Execution(self, effect, port, agent, state_run, call, tool)
-            self._pool.submit(execution.job)
+            self.pool.submit(execution.job)
         return execution.cancel
 
     def prepare(self, effect: PrepareTool, port: Port, agent: Agent[Any], call: CallState) -> Stopper:
         """Show a call to the `before_tool` hooks."""
-        task = self._core.spawn(self._prepare(effect, port, agent, call))
+        task = self.core.spawn(self._prepare(effect, port, agent, call))
         return lambda: _cancel(task)
 
     async def _prepare(self, effect: PrepareTool, port: Port, agent: Agent[Any], call: CallState) -> None:
         at: dict[str, Any] = {"run_id": effect.run_id, "turn": effect.turn, "call_id": effect.call_id}
         try:
-            answer = await self._hooks.run("before_tool", agent, port.committed, call.call)
+            answer = await self.hooks.run("before_tool", agent, port.committed, call.call)
         except HookFailed as error:
             port.tell(Cancel(run_id=effect.run_id, by="hook", status="failed", reason=str(error)))
             return
@@ -109,7 +109,7 @@ class _Execution:
         )
 
     def cancel(self) -> None:
-        self.runner._pool.cancel(self.job)
+        self.runner.pool.cancel(self.job)
 
     # -- on the core loop
 
@@ -134,7 +134,7 @@ class _Execution:
         match ending:
             case "returned":
                 if self.agent.has_hook("after_tool"):
-                    self.runner._core.spawn(self._after_tool(value, duration))
+                    self.runner.core.spawn(self._after_tool(value, duration))
                     return
                 self._tell_result(value, duration)
                 return
@@ -157,7 +157,7 @@ class _Execution:
     async def _after_tool(self, result: ToolResult, duration: float) -> None:
         effect = self.effect
         try:
-            answer = await self.runner._hooks.run("after_tool", self.agent, self.port.committed, self.call.call, result)
+            answer = await self.runner.hooks.run("after_tool", self.agent, self.port.committed, self.call.call, result)
         except HookFailed as error:
             answer = None
             self._tell_result(result, duration)
@@ -190,14 +190,14 @@ class _Execution:
         self.runner.ended(self)
 
     def _late(self, after: float) -> None:
-        self.runner._publish(self._event(ev.ToolLateResult, after=after))
+        self.runner.publish(self._event(ev.ToolLateResult, after=after))
 
     def _event(self, event_class: Any, **payload: Any) -> ev.Event:
         committed, run = self.port.committed, self.run
         event: ev.Event = event_class(
             id=f"{committed.key}#{committed.seq}+",
             seq=committed.seq,
-            ts=self.runner._env.now(),
+            ts=self.runner.env.now(),
             agent=committed.agent,
             key=committed.key,
             incarnation=committed.incarnation,
@@ -221,7 +221,7 @@ class _Execution:
     def _context(self) -> ToolContext:
         agent, run = self.agent, self.run
         directory = Path(agent.working_directory).absolute()
-        until = self.runner._env.now() / 1e9 + self.tool.timeout
+        until = self.runner.env.now() / 1e9 + self.tool.timeout
         due = run.due()
         return ToolContext(
             agent=agent.name,
@@ -237,11 +237,11 @@ class _Execution:
             else tuple(directory / path for path in agent.allowed_paths),
             deadline=until if due is None else min(until, due / 1e9),
             is_cancelled=lambda: self.job.cancelled,
-            report=lambda data: self.runner._core.call(self._progress, data),
+            report=lambda data: self.runner.core.call(self._progress, data),
         )
 
     def _progress(self, data: Any) -> None:
-        self.runner._publish(self._event(ev.ToolProgress, data=data))
+        self.runner.publish(self._event(ev.ToolProgress, data=data))
 
 
 def _answer(effect: RunTool, execution: int, outcome: Outcome, text: str, duration: float = 0.0) -> Done:

@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from nitinol.actors.actor import ThreadActor
@@ -190,9 +191,12 @@ class WorkerPool:
             if job.grant is None:
                 self._start(job)
             else:
-                job.grant(lambda granted, job=job: self._start(job) if granted else self._withdraw(job))
+                job.grant(partial(self._granted, job))
 
-    def _withdraw(self, job: Job) -> None:
+    def _granted(self, job: Job, granted: bool) -> None:
+        if granted:
+            self._start(job)
+            return
         lane = self._lane(job)
         lane.busy -= 1
         job.state = "ended"
@@ -216,7 +220,7 @@ class WorkerPool:
             job.worker.tell(job)
 
     def _hire(self) -> Any:
-        worker = Worker.start(lambda worker, job, ok, value: self.core.call(self._returned, worker, job, ok, value))
+        worker = Worker.start(partial(self.core.call, self._returned))
         self._workers.add(worker)
         return worker
 

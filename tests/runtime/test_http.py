@@ -1,0 +1,488 @@
+"""The HTTP layer: the SSE parser, and one attempt's way through either transport."""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing
+from email.utils import formatdate
+from typing import Any
+
+import pytest
+from httpx_sse._decoders import SSEDecoder, SSELineDecoder
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.servers import Connection, Script, Server, answer, cut, hang, head, stream
+
+from nitinol import errors
+from nitinol.errors import ConfigurationError, MalformedResponse, ProviderError
+from nitinol.http import Http, HttpPool, SseParser, Transport, error_message
+
+TWO = (b"data: one\n\n", b"data: two\n\n")
+
+
+@pytest.fixture(params=["aiohttp", "httpx"])
+def transport(request: pytest.FixtureRequest) -> Iterator[Transport]:
+    """Every promise of `Http` holds on both transports."""
+    return request.param
+
+
+def parse(*chunks: bytes) -> list[bytes]:
+    parser = SseParser()
+    found = [data for chunk in chunks for data in parser.feed(chunk)]
+    return found + parser.close()
+
+
+def by_httpx_sse(stream: bytes) -> list[bytes]:
+    """What httpx-sse makes of it, without its events that have no data, which the standard does not dispatch."""
+    lines, events = SSELineDecoder(), SSEDecoder()
+    text = codecs.decode(stream, "utf-8")
+    found = [events.decode(line) for line in [*lines.decode(text), *lines.flush()]] if text else []
+    return [event.data.encode() for event in found if event is not None]
+
+
+def read(transport: Transport, script: Script, **options: Any) -> list[bytes]:
+    """The events of one request to a server with this script."""
+    with Server(script) as server:
+        return fetch(transport, server.url, **options)
+
+
+def fetch(
+    transport: Transport, url: str, *, stall: float = 10.0, timeout: float | None = None, **options: Any
+) -> list[bytes]:
+    async def work(http: Http) -> list[bytes]:
+        return [data async for data in http.sse("POST", url, **options)]
+
+    return run(transport, lambda pool: work(pool.session(stall=stall, timeout=timeout)))
+
+
+def run(transport: Transport, work: Callable[[HttpPool], Any]) -> Any:
+    async def main() -> Any:
+        pool = HttpPool(transport=transport)
+        try:
+            return await work(pool)
+        finally:
+            await pool.aclose()
+
+    return asyncio.run(main())
+
+
+def failure(transport: Transport, script: Script, **options: Any) -> ProviderError:
+    with pytest.raises(ProviderError) as caught:
+        read(transport, script, **options)
+    return caught.value
+
+
+class TestParser:
+    """parity: P10"""
+
+    @pytest.mark.parametrize(
+        ("stream", "events"),
+        [
+            (b"data: a\n\ndata: b\n\n", [b"a", b"b"]),
+            (b"data: a\r\n\r\ndata: b\r\n\r\n", [b"a", b"b"]),
+            (b"data: a\r\rdata: b\r\r", [b"a", b"b"]),
+            (b"data: a\n\r\ndata: b\r\n\n", [b"a", b"b"]),
+            (b"data:a\n\n", [b"a"]),
+            (b"data:  a\n\n", [b" a"]),
+            (b"data: a\ndata: b\ndata\ndata:c\n\n", [b"a\nb\n\nc"]),
+            (b": hello\n\ndata: a\n\n:\n\n", [b"a"]),
+            (b"event: x\nid: 7\nretry: 9\ndata: a\n\nevent: y\n\n", [b"a"]),
+            (b"\xef\xbb\xbfdata: a\n\n", [b"a"]),
+            (b"\n\n\ndata: a\n\n\n\ndata: b\n\n", [b"a", b"b"]),
+            (b"data:\n\n", [b""]),
+            (b"database: no\nxdata: no\n\n", []),
+            ("data: na\u2028\u0085ïve 😀\n\n".encode(), ["na\u2028\u0085ïve 😀".encode()]),
+            (b"data: [DONE]", [b"[DONE]"]),
+            (b"data: a\n\ndata: b\n", [b"a", b"b"]),
+            (b"", []),
+        ],
+    )
+    def test_an_event_is_the_same_however_it_is_cut(self, stream: bytes, events: list[bytes]) -> None:
+        """Any bytes, split at any byte, give the same data."""
+        assert parse(stream) == events
+        assert parse(*(stream[at : at + 1] for at in range(len(stream)))) == events
+        for at in range(len(stream)):
+            assert parse(stream[:at], b"", stream[at:]) == events
+
+    @given(
+        st.lists(st.sampled_from([b"data: x", b"data:y", b"data", b": c", b"event: e", b"z", b"\n", b"\r", b"\r\n"])),
+        st.lists(st.integers(0, 200)),
+    )
+    def test_any_mix_of_lines_is_read_as_httpx_sse_reads_it(self, pieces: list[bytes], cuts: list[int]) -> None:
+        """Both follow the standard; ours also gives an event that the end of the stream ends."""
+        stream = b"".join(pieces)
+        places = sorted(min(at, len(stream)) for at in cuts)
+        chunks = [stream[start:end] for start, end in zip([0, *places], [*places, len(stream)], strict=True)]
+        whole = stream + b"\n\n"
+        assert [data for data in parse(whole) if data] == [data for data in by_httpx_sse(whole) if data]
+        assert parse(*chunks) == parse(whole)
+
+    def test_a_mebibyte_is_read_in_time_proportional_to_it(self) -> None:
+        """No quadratic scan: 16 times the bytes, in tiny chunks, do not take 100 times as long."""
+
+        def seconds(size: int) -> float:
+            event = b"data: " + b"x" * size + b"\n\n"
+            chunks = [event[at : at + 64] for at in range(0, len(event), 64)]
+            start = time.process_time()
+            assert parse(*chunks) == [b"x" * size]
+            return time.process_time() - start
+
+        small = max(min(seconds(2**16) for _ in range(3)), 1e-4)
+        assert seconds(2**20) < 100 * small
+
+    def test_an_endless_event_is_refused(self) -> None:
+        """A server cannot fill the memory."""
+        parser = SseParser(limit=1000)
+        parser.feed(b"data: " + b"x" * 900)
+        with pytest.raises(MalformedResponse, match="1000 bytes"):
+            parser.feed(b"x" * 900)
+
+
+class TestStream:
+    def test_events_come_as_they_are_sent(self, transport: Transport) -> None:
+        assert read(transport, stream(*TWO), json={"ü": 1}) == [b"one", b"two"]
+
+    def test_the_request_is_compact_json_with_the_callers_headers(self, transport: Transport) -> None:
+        with Server(stream(*TWO)) as server:
+            fetch(
+                transport, server.url + "/v1/x?y=1", json={"a": "ü", "b": [1]}, headers={"authorization": "Bearer key"}
+            )
+        (request,) = server.requests
+        assert request.body == '{"a":"ü","b":[1]}'.encode()
+        assert (request.method, request.path) == ("POST", "/v1/x?y=1")
+        assert request.headers["authorization"] == "Bearer key"
+        assert request.headers["content-type"] == "application/json"
+
+    def test_a_lone_surrogate_does_not_stop_a_request(self, transport: Transport) -> None:
+        """Text from a file that is no UTF-8 would otherwise fail the run for good."""
+        with Server(stream(*TWO)) as server:
+            fetch(transport, server.url, json={"a": "x\udc80y"})
+        assert server.requests[0].json == {"a": "x?y"}
+
+    def test_what_is_no_json_is_the_callers_mistake(self, transport: Transport) -> None:
+        assert isinstance(failure(transport, stream(*TWO), json={"a": object()}), errors.InvalidRequest)
+
+    def test_a_whole_json_answer_is_one_item(self, transport: Transport) -> None:
+        """Some servers know no streaming."""
+        assert read(transport, answer(200, {"a": 1}), json={}) == [b'{"a": 1}']
+
+    def test_a_page_is_no_answer(self, transport: Transport) -> None:
+        """A proxy's login page, with status 200."""
+        error = failure(transport, answer(200, b"<h1>Log in</h1>", "text/html"))
+        assert isinstance(error, MalformedResponse)
+        assert "Log in" in str(error)
+
+    def test_the_last_data_ends_the_stream_though_the_server_lingers(self, transport: Transport) -> None:
+        script = hang([head(connection="close"), b"data: one\n\n", b"data: [DONE]\n\n"])
+        assert read(transport, script, until=b"[DONE]") == [b"one"]
+        assert script.closed.wait(5)
+
+    def test_closing_the_generator_closes_the_connection(self, transport: Transport) -> None:
+        script = hang([head(connection="close"), b"data: one\n\n"])
+
+        async def work(pool: HttpPool) -> None:
+            async with aclosing(pool.session().sse("POST", server.url)) as events:
+                assert await anext(events) == b"one"
+            assert await asyncio.to_thread(script.closed.wait, 5), "the connection stayed open"
+
+        with Server(script) as server:
+            run(transport, work)
+
+    def test_cancelling_the_reader_closes_the_connection(self, transport: Transport) -> None:
+        """Also while the headers are awaited; and it is a cancellation, not a timeout."""
+        for pieces in ([], [head(connection="close")]):
+            script, asked = hang(pieces), threading.Event()
+
+            async def serve(connection: Connection, script: hang = script, asked: threading.Event = asked) -> None:
+                asked.set()
+                await script(connection)
+
+            async def work(pool: HttpPool, url: str, script: hang = script, asked: threading.Event = asked) -> None:
+                task = asyncio.ensure_future(collect(pool.session().sse("POST", url)))
+                await asyncio.to_thread(asked.wait, 5)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                assert await asyncio.to_thread(script.closed.wait, 5), "the connection stayed open"
+
+            with Server(serve) as server:
+                run(transport, lambda pool, work=work, url=server.url: work(pool, url))
+
+    def test_five_hundred_streams_at_once_lose_nothing(self, transport: Transport) -> None:
+        """encode/httpcore#1110 must not reach us."""
+        waiting = 0
+
+        async def serve(connection: Connection) -> bool:
+            nonlocal waiting
+            waiting += 1
+            while waiting < 500:  # answers only when all are connected
+                await asyncio.sleep(0.01)
+            return bool(await stream(*TWO)(connection))
+
+        async def work(pool: HttpPool) -> list[list[bytes]]:
+            return await asyncio.gather(*(collect(pool.session().sse("POST", server.url)) for _ in range(500)))
+
+        with Server(serve) as server:
+            assert run(transport, work) == [[b"one", b"two"]] * 500
+
+    def test_two_attempts_need_no_connection_of_before(self, transport: Transport) -> None:
+        """Over plain http no connection is used twice: one that the server has just closed would fail the request."""
+
+        async def work(pool: HttpPool) -> None:
+            for _ in range(3):
+                assert await collect(pool.session().sse("POST", server.url)) == [b"one", b"two"]
+
+        with Server(stream(*TWO)) as server:
+            run(transport, work)
+        assert server.connections == 3
+
+
+class TestErrors:
+    """parity: P9, R1"""
+
+    @pytest.mark.parametrize(
+        ("status", "kind"),
+        [
+            (400, errors.InvalidRequest),
+            (401, errors.AuthenticationFailed),
+            (403, errors.AuthenticationFailed),
+            (404, errors.InvalidRequest),
+            (408, errors.ServerError),
+            (413, errors.InvalidRequest),
+            (422, errors.InvalidRequest),
+            (429, errors.RateLimited),
+            (500, errors.ServerError),
+            (502, errors.ServerError),
+            (503, errors.Overloaded),
+            (504, errors.ServerError),
+            (529, errors.Overloaded),
+            (302, errors.MalformedResponse),
+        ],
+    )
+    def test_a_status_is_a_type(self, transport: Transport, status: int, kind: type[ProviderError]) -> None:
+        error = failure(transport, answer(status, {"error": {"message": "why"}}, x_request_id="req-7"))
+        assert type(error) is kind
+        assert str(error) == f"HTTP {status}: why"
+        assert (error.status_code, error.request_id) == (status, "req-7")
+
+    @pytest.mark.parametrize(
+        ("body", "text"),
+        [
+            ({"error": {"message": "m", "code": 400}}, "m"),
+            ({"error": "e"}, "e"),
+            ({"message": "m"}, "m"),
+            ({"detail": [{"msg": "field required"}]}, "field required"),
+            ([{"error": {"message": "in a list"}}], "in a list"),
+            ({"code": 7}, '{"code": 7}'),
+            (b"<h1>Bad gateway</h1>", "<h1>Bad gateway</h1>"),
+            (b"{broken", "{broken"),
+            (b"x" * 2000, "x" * 500),
+            (b"\xff\xfe", "\ufffd\ufffd"),
+        ],
+    )
+    def test_the_text_of_an_error_is_found_in_any_shape(self, body: Any, text: str) -> None:
+        assert error_message(body) == text
+
+    def test_a_body_that_is_no_json_is_the_message(self, transport: Transport) -> None:
+        assert str(failure(transport, answer(502, b"bad gateway", "text/html"))) == "HTTP 502: bad gateway"
+
+    def test_an_empty_error_body_still_says_something(self, transport: Transport) -> None:
+        assert str(failure(transport, answer(529))) == "HTTP 529: the provider is overloaded"
+
+    def test_a_vendors_table_comes_first(self, transport: Transport) -> None:
+        def classify(status: int, text: str) -> type[ProviderError] | None:
+            return errors.ContextOverflow if status == 400 and "too long" in text else None
+
+        assert isinstance(
+            failure(transport, answer(400, {"error": "too long"}), classify=classify), errors.ContextOverflow
+        )
+        assert isinstance(failure(transport, answer(400, {"error": "no"}), classify=classify), errors.InvalidRequest)
+
+    @pytest.mark.parametrize(
+        ("headers", "seconds"),
+        [
+            ({"retry_after": "7"}, 7.0),
+            ({"retry_after": "0.5"}, 0.5),
+            ({"retry_after": "-3"}, 0.0),
+            ({"retry_after": "soon"}, None),
+            ({"retry_after": "nan"}, None),
+            ({"retry_after": "7", "retry_after_ms": "250"}, 0.25),
+            ({"x_ratelimit_reset_requests": "1m0.5s", "x_ratelimit_remaining_requests": "0"}, 60.5),
+            ({"x_ratelimit_reset_requests": "6m", "x_ratelimit_remaining_requests": "9"}, None),
+            ({"x_ratelimit_reset_tokens": "120ms"}, 0.12),
+            ({}, None),
+        ],
+    )
+    def test_a_rate_limit_says_when_to_come_back(self, headers: dict[str, str], seconds: float | None) -> None:
+        assert failure("httpx", answer(429, **headers)).retry_after == seconds
+
+    def test_a_date_says_when_to_come_back(self) -> None:
+        wait = failure("httpx", answer(503, retry_after=formatdate(time.time() + 30, usegmt=True))).retry_after
+        assert wait is not None
+        assert 25 < wait <= 30
+
+    def test_a_time_in_milliseconds_says_when_to_come_back(self) -> None:
+        """OpenRouter's X-RateLimit-Reset."""
+        wait = failure("httpx", answer(429, x_ratelimit_reset=str(int((time.time() + 30) * 1000)))).retry_after
+        assert wait is not None
+        assert 25 < wait <= 30
+
+    @pytest.mark.parametrize("headers", [{"Authorization": "Bearer sk-secret"}, {"x-api-key": "sk-secret"}])
+    def test_no_message_holds_the_key(self, transport: Transport, headers: dict[str, str]) -> None:
+        """Even where the server echoes it."""
+        error = failure(transport, answer(401, {"error": "wrong key sk-secret (Bearer sk-secret)"}), headers=headers)
+        assert "sk-secret" not in str(error)
+        assert "wrong key [key]" in str(error)
+
+    def test_a_key_that_is_no_header_is_not_shown(self, transport: Transport) -> None:
+        error = failure(transport, stream(*TWO), headers={"authorization": "Bearer sk-secret\nx"})
+        assert "sk-secret" not in repr(error)
+
+    def test_a_refused_connection_is_retryable(self, transport: Transport) -> None:
+        with Server(stream()) as server:
+            url = server.url.replace("http://", "http://user:pass@")
+        with pytest.raises(errors.ConnectionFailed) as caught:
+            fetch(transport, url + "?key=secret")
+        assert caught.value.retryable
+        assert "secret" not in str(caught.value)
+        assert "user:pass" not in str(caught.value)
+
+    def test_an_address_that_is_none_is_the_callers_mistake(self, transport: Transport) -> None:
+        for url in ("ftp://127.0.0.1/", "http://"):
+            with pytest.raises(errors.InvalidRequest):
+                fetch(transport, url)
+
+    def test_a_cut_stream_is_retryable(self, transport: Transport) -> None:
+        seen: list[bytes] = []
+
+        async def work(pool: HttpPool) -> None:
+            async for data in pool.session().sse("POST", server.url):
+                seen.append(data)
+
+        with Server(cut(*TWO, x_request_id="req-9")) as server, pytest.raises(errors.ConnectionFailed) as caught:
+            run(transport, work)
+        assert seen == [b"one", b"two"]
+        assert caught.value.request_id == "req-9"
+
+    def test_a_reset_before_the_headers_is_retryable(self, transport: Transport) -> None:
+        async def script(connection: Connection) -> None:
+            connection.reset()
+
+        assert type(failure(transport, script)) is errors.ConnectionFailed
+
+    def test_what_is_no_http_is_retryable(self, transport: Transport) -> None:
+        async def script(connection: Connection) -> None:
+            await connection.send(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")
+
+        assert failure(transport, script).retryable
+
+
+class TestTime:
+    """parity: R3"""
+
+    @pytest.mark.parametrize("pieces", [[], [head(connection="close")], [head(connection="close"), *TWO]])
+    def test_a_stall_is_a_timeout_and_closes_the_connection(self, transport: Transport, pieces: list[bytes]) -> None:
+        """Before the headers, after them, and in mid-stream."""
+        script = hang(pieces)
+        error = failure(transport, script, stall=0.1)
+        assert type(error) is errors.ProviderTimeout
+        assert "no byte for 0.1 seconds" in str(error)
+        assert script.closed.wait(5)
+
+    def test_bytes_of_any_kind_are_no_stall(self, transport: Transport) -> None:
+        """A comment keeps the stream alive."""
+
+        async def script(connection: Connection) -> None:
+            await connection.send(head(connection="close"))
+            for _ in range(6):
+                await asyncio.sleep(0.1)
+                await connection.send(b": still here\n\n")
+            await connection.send(*TWO)
+
+        assert read(transport, script, stall=0.4) == [b"one", b"two"]
+
+    def test_the_deadline_ends_a_stream_that_flows(self, transport: Transport) -> None:
+        async def script(connection: Connection) -> None:
+            await connection.send(head(connection="close"))
+            while True:
+                await connection.send(b"data: more\n\n")
+                await asyncio.sleep(0.01)
+
+        error = failure(transport, script, timeout=0.2)
+        assert type(error) is errors.ProviderTimeout
+        assert "deadline" in str(error)
+
+    def test_a_reader_that_takes_its_time_is_no_stall(self, transport: Transport) -> None:
+        """Only waiting for the network counts."""
+
+        async def work(pool: HttpPool) -> list[bytes]:
+            seen: list[bytes] = []
+            async for data in pool.session(stall=0.1).sse("POST", server.url):
+                await asyncio.sleep(0.3)
+                seen.append(data)
+            return seen
+
+        with Server(stream(*TWO)) as server:
+            assert run(transport, work) == [b"one", b"two"]
+
+    def test_a_deadline_that_has_passed_sends_nothing(self, transport: Transport) -> None:
+        with Server(stream(*TWO)) as server, pytest.raises(errors.ProviderTimeout):
+            fetch(transport, server.url, timeout=0.0)
+        assert server.requests == []
+
+    def test_a_timeout_leaves_no_cancellation_behind(self, transport: Transport) -> None:
+        """The task goes on, and may be cancelled by others as before."""
+
+        async def work(pool: HttpPool) -> int:
+            with pytest.raises(errors.ProviderTimeout):
+                await collect(pool.session(stall=0.05).sse("POST", server.url))
+            task = asyncio.current_task()
+            assert task is not None
+            return task.cancelling()
+
+        with Server(hang()) as server:
+            assert run(transport, work) == 0
+
+
+class TestPool:
+    def test_the_variable_chooses_the_transport(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def kind(**options: Any) -> str:
+            async def main() -> str:
+                pool = HttpPool(**options)
+                client = await pool.client("http://127.0.0.1")
+                await pool.aclose()
+                return type(client).__name__
+
+            return asyncio.run(main())
+
+        monkeypatch.delenv("NITINOL_HTTP_TRANSPORT", raising=False)
+        assert kind() == "HttpxAiohttpClient"
+        monkeypatch.setenv("NITINOL_HTTP_TRANSPORT", "httpx")
+        assert kind() == "AsyncClient"
+        assert kind(transport="aiohttp") == "HttpxAiohttpClient"
+        monkeypatch.setenv("NITINOL_HTTP_TRANSPORT", "carrier-pigeon")
+        with pytest.raises(ConfigurationError, match="carrier-pigeon"):
+            HttpPool()
+
+    def test_a_proxy_from_the_environment_is_used(self, transport: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
+        with Server(stream(*TWO)) as proxy:
+            monkeypatch.setenv("HTTP_PROXY", proxy.url)
+            monkeypatch.delenv("NO_PROXY", raising=False)
+            monkeypatch.delenv("no_proxy", raising=False)
+            assert fetch(transport, "http://model.invalid/v1") == [b"one", b"two"]
+        assert proxy.requests[0].path == "http://model.invalid/v1"
+
+    def test_importing_nitinol_imports_no_http_library(self) -> None:
+        """They take 0.3 s; a definition needs none."""
+        code = "import sys, nitinol.http; sys.exit('httpx' in sys.modules or 'aiohttp' in sys.modules)"
+        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+async def collect(events: AsyncGenerator[bytes, None]) -> list[bytes]:
+    return [data async for data in events]
