@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Generic, Literal, TypedDict, cast
+from typing import Any, Generic, Literal, TypedDict
 
 import pydantic
 
@@ -79,7 +79,7 @@ class Agent(Generic[OutT]):
             value = getattr(self, name)
             if isinstance(value, (str, Tool, Hooks)) or not isinstance(value, Sequence):
                 raise ConfigurationError(f"{name}={value!r} must be a list")
-            object.__setattr__(self, name, tuple(cast("Sequence[Any]", value)))
+            object.__setattr__(self, name, tuple(value))  # pyright: ignore[reportUnknownArgumentType] # getattr knows no types
         _check_name(self.name)
         _check_tools(self.tools)
         for hook in self.hooks:

@@ -7,6 +7,7 @@ clients, `Http` is one attempt's view of the pool, `Http.sse` sends one request,
 from __future__ import annotations
 
 import asyncio
+import base64
 import json as jsonlib
 import math
 import os
@@ -16,6 +17,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal, cast
+from urllib.parse import unquote, urlsplit
 
 from nitinol import errors
 from nitinol.errors import ConfigurationError, MalformedResponse, ProviderError, ProviderTimeout
@@ -201,7 +203,7 @@ class Http:
         Raises:
             ProviderError: Whatever fails, as the type that says whether to retry. No message holds a header's key.
         """
-        headers = headers or {}
+        url, headers = _without_user(url, headers or {})
         watch = _Watch(self._stall, self._deadline)
         response: httpx.Response | None = None
         try:
@@ -342,7 +344,8 @@ def redact(text: str, headers: Mapping[str, str]) -> str:
     """The text without the keys that were sent in these headers."""
     for name, value in headers.items():
         if name.lower() in _SECRETS:
-            for secret in (value, value.partition(" ")[2].strip()):
+            words = value.split()
+            for secret in words[1:] or words:  # behind "Bearer"
                 if len(secret) >= 4:  # shorter ones are placeholders, such as "-"
                     text = text.replace(secret, "[key]")
     return text
@@ -402,6 +405,16 @@ def _is_secure(url: str) -> bool:
     return url[:6].lower() == "https:"
 
 
+def _without_user(url: str, headers: Mapping[str, str]) -> tuple[str, Mapping[str, str]]:
+    """The user of an address as a header, which is what it means: aiohttp refuses it beside other headers."""
+    parts = urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    if not at:
+        return url, headers
+    basic = f"Basic {base64.b64encode(unquote(user).encode()).decode()}"
+    return parts._replace(netloc=host).geturl(), {"authorization": basic, **headers}
+
+
 async def _drain(chunks: AsyncIterator[bytes]) -> None:
     """Read to the end of the body, or the connection could not be used again."""
     with suppress(Exception):
@@ -449,10 +462,8 @@ def _with_response(error: ProviderError, response: httpx.Response | None) -> Pro
 
 
 def _shown(url: str) -> str:
-    """An address without what may be secret: its query and its user."""
-    scheme, slashes, rest = url.partition("?")[0].partition("://")
-    host, slash, path = rest.partition("/")
-    return f"{scheme}{slashes}{host.rpartition('@')[2]}{slash}{path}"
+    """An address without its query, which may hold a key."""
+    return url.partition("?")[0]
 
 
 def _retry_after(headers: Mapping[str, str], status: int) -> float | None:

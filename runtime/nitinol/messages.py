@@ -198,7 +198,8 @@ def to_message(prompt: Prompt) -> Message:
                 f"a prompt is a user's message; this one's role is {prompt.role!r}; give history as messages="
             )
         return prompt
-    items: Sequence[object] = [prompt] if isinstance(prompt, (str, Text, Image, Audio, Document)) else prompt
+    given = [prompt] if isinstance(prompt, (str, Text, Image, Audio, Document)) else prompt
+    items: list[object] = list(given)  # users pass what they like
     parts: list[Content] = []
     for item in items:
         if isinstance(item, str):

@@ -227,11 +227,7 @@ def crash(ref: AgentRef[Any], error: BaseException | None = None, *, timeout: fl
     cell, system = ref._cell, ref._system  # pyright: ignore[reportPrivateUsage] # for tests
     before = len([event for event in system.journal.read(ref.key) if isinstance(event, ev.AgentCrashed)])
     with _subscription(ref) as crashed:
-        system.core.call(
-            lambda: (
-                cell.actor is not None and cell.actor.post(Crash(error or RuntimeError("crashed by nitinol.testing")))
-            )
-        )
+        system.core.call(_post, cell, Crash(error or RuntimeError("crashed by nitinol.testing")))
         if len([event for event in system.journal.read(ref.key) if isinstance(event, ev.AgentCrashed)]) == before:
             crashed.get(timeout)
 
