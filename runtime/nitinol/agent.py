@@ -73,6 +73,8 @@ class Agent(Generic[OutT]):
     """Tokens; above what the provider knows."""
     prices: PriceList | None = None
     """Above what the provider knows."""
+    digest: str = field(init=False, repr=False)
+    """A hash of everything that changes what the agent does; `deps`, hooks' and functions' code apart."""
 
     def __post_init__(self) -> None:
         for name in ("fallbacks", "tools", "hooks"):
@@ -100,6 +102,7 @@ class Agent(Generic[OutT]):
         for name, allowed in (("busy", ("queue", "reject")), ("on_unpriced", ("block", "warn"))):
             if getattr(self, name) not in allowed:
                 raise ConfigurationError(f"{name}={getattr(self, name)!r} must be one of {allowed}")
+        object.__setattr__(self, "digest", self._digest())
 
     def replace(self, **changes: Any) -> Agent[OutT]:
         """A copy with other options."""
@@ -123,10 +126,8 @@ class Agent(Generic[OutT]):
         """JSON schema of `output=`."""
         return None if self.output is None else pydantic.TypeAdapter(self.output).json_schema()
 
-    @property
-    def digest(self) -> str:
-        """A hash of everything that changes what the agent does; `deps`, hooks' and functions' code apart."""
-        skipped = {"deps", "hooks", "tools", "instructions"}
+    def _digest(self) -> str:
+        skipped = {"deps", "hooks", "tools", "instructions", "digest"}
         shown: dict[str, Any] = {
             item.name: repr(getattr(self, item.name)) for item in fields(self) if item.name not in skipped
         }

@@ -12,12 +12,15 @@ import json as jsonlib
 import math
 import os
 import re
+import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from nitinol import errors
 from nitinol.errors import ConfigurationError, MalformedResponse, ProviderError, ProviderTimeout
@@ -32,6 +35,9 @@ Classify = Callable[[int, str], type[ProviderError] | None]
 MAX_BYTES = 16 * 2**20
 """The most bytes of one event, or of one answer that is no stream."""
 
+# A connection that waits to be used again may be closed under the next request, and idle ones cost httpx's own pool dear
+# (500 streams: 11.7 ms of CPU each against 5.6). Only a TLS handshake is worth that: plain http uses each once.
+_CONNECTIONS, _KEPT = 100_000, 20
 _LINGER = 0.25  # seconds in which a body must end after its last event, for the connection to be used again
 _ERROR_BYTES = 2**16
 _SECRETS = ("authorization", "proxy-authorization", "x-api-key", "api-key", "x-goog-api-key")
@@ -140,8 +146,9 @@ class HttpPool:
         chosen = transport or os.environ.get("NITINOL_HTTP_TRANSPORT") or None
         if chosen not in (None, "aiohttp", "httpx"):
             raise ConfigurationError(f"HTTP transport {chosen!r} must be 'aiohttp' or 'httpx' (NITINOL_HTTP_TRANSPORT)")
-        self._transport = chosen
-        self._clients: dict[bool, httpx.AsyncClient] = {}
+        self.transport = chosen or ("aiohttp" if find_spec("httpx_aiohttp") else "httpx")
+        self._clients: dict[str, httpx.AsyncClient] = {}  # by scheme and host: one vendor's connections slow no other's
+        self._context: ssl.SSLContext | None = None
         self._lock = asyncio.Lock()
 
     def session(self, *, stall: float = 60.0, timeout: float | None = None) -> Http:
@@ -155,13 +162,13 @@ class HttpPool:
 
     async def client(self, url: str) -> httpx.AsyncClient:
         """The client for this address; the first call imports httpx, on a thread."""
-        secure = _is_secure(url)
-        if secure not in self._clients:
+        origin = "/".join(url.split("/", 3)[:3])
+        if origin not in self._clients:
             async with self._lock:
-                if secure not in self._clients:
+                if origin not in self._clients:
                     # Imports and certificates take 0.1-0.4 s; actors live on this loop.
-                    self._clients[secure] = await asyncio.to_thread(_make_client, self._transport, secure)
-        return self._clients[secure]
+                    self._clients[origin] = await asyncio.to_thread(self._make_client, origin)
+        return self._clients[origin]
 
     async def aclose(self) -> None:
         """Close every connection; streams that are open fail."""
@@ -170,6 +177,32 @@ class HttpPool:
             self._clients.clear()
             for client in clients:
                 await client.aclose()
+
+    def _make_client(self, origin: str) -> httpx.AsyncClient:
+        import httpx
+
+        secure = _is_secure(origin)
+        if secure and self._context is None:
+            self._context = httpx.create_ssl_context()  # 23 ms, so one for all, and none where no TLS is spoken
+        # One without certificates trusts nobody.
+        context = self._context if secure and self._context else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        proxy = _proxy(origin)
+        return httpx.AsyncClient(
+            transport=_aiohttp_transport(context, secure, proxy)
+            if self.transport == "aiohttp"
+            else httpx.AsyncHTTPTransport(
+                verify=context,
+                limits=httpx.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_KEPT if secure else 0),
+                proxy=proxy,
+            ),
+            timeout=None,  # `_Watch` does it, alike for both transports
+            trust_env=False,
+            headers={
+                "user-agent": "nitinol",
+                "accept": "text/event-stream, application/json",
+                "accept-encoding": "identity",
+            },
+        )
 
 
 class Http:
@@ -351,33 +384,26 @@ def redact(text: str, headers: Mapping[str, str]) -> str:
     return text
 
 
-def _make_client(transport: str | None, secure: bool) -> httpx.AsyncClient:
-    import ssl
-
+def _aiohttp_transport(context: ssl.SSLContext, secure: bool, proxy: str | None) -> httpx.AsyncBaseTransport:
     import httpx
+    from aiohttp import ClientSession, DummyCookieJar, TCPConnector
+    from httpx_aiohttp import AiohttpTransport
 
-    make: Callable[..., httpx.AsyncClient] = httpx.AsyncClient
-    if transport != "httpx":
-        try:
-            from httpx_aiohttp import HttpxAiohttpClient
+    def session() -> ClientSession:
+        connector = TCPConnector(limit=_CONNECTIONS, ssl=context, force_close=not secure)
+        return ClientSession(connector=connector, cookie_jar=DummyCookieJar())
 
-            make = HttpxAiohttpClient
-        except ImportError:
-            if transport == "aiohttp":
-                raise
-    headers = {"user-agent": "nitinol", "accept": "text/event-stream, application/json", "accept-encoding": "identity"}
-    # A connection that waits to be used again may be closed under the next request, and httpx's own pool looks at every
-    # one whenever one changes hands (500 streams: 11.7 ms of CPU each, against 5.6). Only a TLS handshake is worth that.
-    if not secure:
-        headers["connection"] = "close"
-    # A context without certificates trusts nobody; it stands in where no TLS is spoken, and spares 23 ms.
-    context = httpx.create_ssl_context() if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    return make(
-        verify=context,
-        timeout=None,  # `_Watch` does it, alike for both transports
-        limits=httpx.Limits(max_connections=100_000, max_keepalive_connections=20, keepalive_expiry=15.0),
-        headers=headers,
-    )
+    return AiohttpTransport(verify=context, proxy=httpx.Proxy(proxy) if proxy else None, client=session)
+
+
+def _proxy(origin: str) -> str | None:
+    """The proxy that the environment, or the system's settings, want for this address."""
+    parts = urlsplit(origin)
+    proxies = getproxies()
+    found = proxies.get(parts.scheme) or proxies.get("all")
+    if not found or proxy_bypass(parts.netloc):
+        return None
+    return found if "://" in found else f"http://{found}"
 
 
 def _encode(json: Any) -> bytes:

@@ -93,7 +93,10 @@ def serve(port: int = 0, on_ready: Callable[[str], object] = print) -> None:
         8192,
         True,
     )  # four conversations at a time share 8,192 tokens
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = min(4, os.cpu_count() or 1)
+    for threads in (params.cpuparams, params.cpuparams_batch):
+        threads.n_threads = min(4, max(1, (os.cpu_count() or 1) // 2))  # more, on a busy machine, wait for each other
+        threads.poll = 0  # wait without spinning
+    params.sampling.temp = 0.0  # unless a request says otherwise
     params.offline, params.warmup, params.ui, params.verbosity = True, False, False, -1
     try:
         server = llama.Server(params)

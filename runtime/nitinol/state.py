@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal
+from operator import attrgetter
 from typing import Any, Generic, Literal, TypeVar, cast, overload
 
 from nitinol import events as ev
@@ -105,7 +106,7 @@ class CallState:
     media: tuple[Media, ...] = ()
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class RunState:
     """The run in progress."""
 
@@ -156,7 +157,7 @@ class RunState:
         return self.started_at + int(self.deadline * 1e9) + self.paused
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class AgentState:
     """Everything that is true of an agent, by its log up to `seq`."""
 
@@ -259,10 +260,8 @@ def estimate_tokens(message: Message) -> int:
 
 
 def _copy(value: T) -> T:
-    new = object.__new__(type(value))
-    for name in _SLOTS[type(value)]:
-        setattr(new, name, getattr(value, name))
-    return new
+    cls = type(value)
+    return cls(*_FIELDS[cls](value))
 
 
 def _running(state: AgentState, event: ev.EventBase) -> RunState:
@@ -498,6 +497,8 @@ def _usage_updated(state: AgentState, event: ev.UsageUpdated) -> None:
         state.run.usage, state.run.cost = event.run_usage, event.run_cost
 
 
-_SLOTS: dict[type, tuple[str, ...]] = {cls: tuple(item.name for item in fields(cls)) for cls in (AgentState, RunState)}
+_FIELDS: dict[type, Callable[[Any], tuple[Any, ...]]] = {
+    cls: attrgetter(*(item.name for item in fields(cls))) for cls in (AgentState, RunState)
+}
 
 __all__ = ["AgentState", "BrokenLog", "CallState", "Log", "PendingInput", "QueuedRun", "RunState", "estimate_tokens"]

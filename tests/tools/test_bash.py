@@ -266,10 +266,10 @@ def test_commands_run_side_by_side(ctx: ToolContext) -> None:
     call: Callable[..., Awaitable[ToolResult]] = bash
     wait_for = "until [ -e {} ]; do :; done"
 
-    async def main() -> list[ToolResult]:
+    async def main() -> tuple[ToolResult, ToolResult]:
         first = call(ctx, "touch a; " + wait_for.format("b"), timeout=20)
         second = call(ctx, "touch b; " + wait_for.format("a"), timeout=20)
-        return list(await asyncio.gather(first, second))
+        return await asyncio.gather(first, second)
 
     assert [result.data["exit_code"] for result in asyncio.run(main())] == [0, 0]
 

@@ -20,8 +20,8 @@ from nitinol_tools.paths import explained, locate, open_directory, open_file, re
 
 MAX_LINES = 2_000
 """Lines that `read` shows by default."""
-MAX_CHARACTERS = 256_000
-"""Characters after which `read` stops, whatever its `limit`."""
+MAX_CHARACTERS = 180_000
+"""Characters after which `read` stops, whatever its `limit`: the runtime cuts answers longer than 200,000."""
 MAX_IMAGE = 20 * 1024 * 1024
 """Bytes of the largest picture that `read` shows."""
 MAX_EDIT = 50 * 1024 * 1024

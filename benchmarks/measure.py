@@ -1,0 +1,87 @@
+"""What the benches share: cores, CPU time, memory, tables. Every bench is a script of its own, started by `run.py`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+
+
+def options(doc: str | None) -> argparse.ArgumentParser:
+    """The options every bench has."""
+    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="smaller sizes, fewer rounds")
+    return parser
+
+
+def cores() -> list[int]:
+    """The cores this process may use; empty where the system does not say."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def pin(place: int) -> None:
+    """Keep this process on one of its cores, counted from 0; does nothing where there is only one, or no way to ask."""
+    mine = cores()
+    if len(mine) > 1:
+        os.sched_setaffinity(0, {mine[place % len(mine)]})
+
+
+def cpu() -> float:
+    """CPU seconds of this process so far, user and system, all threads."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def rss() -> int:
+    """Bytes of memory in use now; the highest so far where the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+def child(script: str, *arguments: str, env: dict[str, str] | None = None) -> dict[str, Any]:
+    """Run a bench's inner part in a fresh process; it prints one line of JSON at its end."""
+    done = subprocess.run(
+        [sys.executable, str(HERE / script), *arguments],
+        env={**os.environ, **(env or {})},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def percentile(values: Sequence[float], fraction: float) -> float:
+    """The value that this fraction of the values does not exceed."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * fraction))]
+
+
+def median(values: Sequence[float]) -> float:
+    return statistics.median(values)
+
+
+def title(text: str) -> None:
+    """Say what is measured, and on what."""
+    version = ".".join(map(str, sys.version_info[:3]))
+    print(f"\n== {text} (Python {version}, {os.cpu_count()} cores)", flush=True)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print rows in columns: the first to the left, the others to the right."""
+    cells = [[str(cell) for cell in row] for row in (head, *rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
+    for row in cells:
+        first, *others = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        print("  " + "  ".join([row[0].ljust(len(first)), *others]), flush=True)
