@@ -9,7 +9,7 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -263,15 +263,14 @@ def test_it_runs_on_a_loop_that_is_not_the_main_threads(ctx: ToolContext) -> Non
 def test_commands_run_side_by_side(ctx: ToolContext) -> None:
     """Each waits for a file that the other makes. parity: L2, T9"""
 
-    call: Callable[..., Awaitable[ToolResult]] = bash
-    wait_for = "until [ -e {} ]; do :; done"
+    async def meet(mine: str, other: str) -> int:
+        result: ToolResult = await bash(ctx, f"touch {mine}; until [ -e {other} ]; do :; done", timeout=20)
+        return result.data["exit_code"]
 
-    async def main() -> tuple[ToolResult, ToolResult]:
-        first = call(ctx, "touch a; " + wait_for.format("b"), timeout=20)
-        second = call(ctx, "touch b; " + wait_for.format("a"), timeout=20)
-        return await asyncio.gather(first, second)
+    async def main() -> list[int]:
+        return list(await asyncio.gather(meet("a", "b"), meet("b", "a")))
 
-    assert [result.data["exit_code"] for result in asyncio.run(main())] == [0, 0]
+    assert asyncio.run(main()) == [0, 0]
 
 
 def test_an_executor_of_ones_own_runs_the_commands(ctx: ToolContext) -> None:
