@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from httpx_sse._decoders import SSEDecoder, SSELineDecoder
 
-from nitinol.http import SseParser
+from nitinol.sse import SseParser
 
 EVENT = (
     b'data: {"id":"chatcmpl-DgLaYGHK2rvWGBIg","object":"chat.completion.chunk","created":1795402469,"model":"m",'

@@ -13,7 +13,7 @@ from pydantic_core import from_json
 
 from nitinol import errors
 from nitinol.errors import MalformedResponse, ProviderError
-from nitinol.http import error_message, error_type
+from nitinol.http_errors import error_message, error_type
 from nitinol.messages import Message, Part, StopReason, Text, Thinking, ToolCall
 from nitinol.provider import Delta, ModelRequest, ModelResponse, StreamPart, UsageSoFar
 from nitinol.usage import Usage

@@ -23,7 +23,8 @@ from dataclasses import replace
 from urllib.parse import urlsplit
 
 from nitinol.errors import ConfigurationError, MissingKey, ProviderError
-from nitinol.http import Http, redact
+from nitinol.http import Http
+from nitinol.http_errors import redact
 from nitinol.provider import ModelInfo, ModelRequest, Provider, StreamPart
 from nitinol_providers import catalog
 from nitinol_providers.chat_answer import ChatAnswer
@@ -64,10 +65,12 @@ class OpenAICompatible:
         vendor = VENDORS.get(name) or replace(VENDORS["openai-compatible"], name=name, key_variable=None)
         url, is_default = (base_url, False) if base_url is not None else base_url_of(vendor)
         # A server of one's own may want no key; OpenAI does.
-        required = vendor.key_required and (name != "openai-compatible" or is_default)
+        required = vendor.key_required and (bool(vendor.catalog) or is_default)
         self.name = name
         self.model = model
         self.base_url = _checked(url, name)
+        parts = urlsplit(self.base_url)
+        self._url = parts._replace(path=f"{parts.path.rstrip('/')}/chat/completions").geturl()
         self._vendor = vendor
         self._headers = {**_authorization(api_key, vendor.key_variable, required, name), **(headers or {})}
 
@@ -84,9 +87,8 @@ class OpenAICompatible:
     async def stream(self, request: ModelRequest, http: Http) -> AsyncGenerator[StreamPart, None]:
         """Ask the model; see `Provider.stream`."""
         answer = ChatAnswer(self.name, self.model, request)
-        url = f"{self.base_url}/chat/completions"
         sent = body(self._vendor, self.model, request)
-        events = http.sse("POST", url, headers=self._headers, json=sent, classify=classify, until=b"[DONE]")
+        events = http.sse("POST", self._url, headers=self._headers, json=sent, classify=classify, until=b"[DONE]")
         try:
             async with aclosing(events):
                 async for data in events:

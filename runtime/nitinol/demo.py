@@ -10,7 +10,7 @@ import contextlib
 import os
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -50,13 +50,13 @@ class Task:
 TASKS = (
     Task("clerk", "read", "What is the total in report.txt?", "200"),
     Task("guide", "read", "When does the train in train.txt leave?", "14:35"),
-    Task("teller", "bash", "Run the command wc -l team.txt.", "2"),
+    Task("scout", "bash", "Run the command cat weather.txt.", "light rain"),
 )
 
 FILES = {
     "report.txt": "Report of March\nApples: 120\nPears: 80\nTotal: 200\n",
     "train.txt": "The train to Oslo leaves at 14:35 from platform 7.\n",
-    "team.txt": "Anna leads the design team.\nBen leads the sales team.\n",
+    "weather.txt": "Tomorrow: light rain, 14 degrees, wind from the west.\n",
 }
 
 
@@ -66,14 +66,21 @@ class Outcome:
 
     task: Task
     result: RunResult
-    crashes: int
-    restarts: int
-    resumed: int
-    """How often its run went on after a crash."""
+    seen: Counter[str]
+    """Its events, by type."""
+
+    @property
+    def is_right(self) -> bool:
+        return self.task.expected in self.result.text.lower()
+
+    @property
+    def came_back(self) -> bool:
+        """It crashed in the middle of its run, and went on with it."""
+        return bool(self.seen["agent.crashed"] and self.seen["agent.restarted"] and self.seen["run.resumed"])
 
 
 def show(tools: Sequence[Tool], *, model: str | None = None, agents: int = 3, console: Console | None = None) -> bool:
-    """Run the demo, for at most a few minutes.
+    """Run the demo: half a minute on two quiet cores, and never more than `DEADLINE` and a little.
 
     Args:
         tools: Those of `TOOLS`.
@@ -82,7 +89,7 @@ def show(tools: Sequence[Tool], *, model: str | None = None, agents: int = 3, co
         console: Where it is shown: in columns on a terminal, else line by line.
 
     Returns:
-        Whether every run completed and the crashed agent came back in the middle of its own.
+        Whether every run completed, and the crashed agent came back in the middle of its own.
 
     Raises:
         ConfigurationError: The model or the number of agents is wrong.
@@ -96,12 +103,13 @@ def show(tools: Sequence[Tool], *, model: str | None = None, agents: int = 3, co
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nitinol-demo-")))
         for name, text in FILES.items():
             (folder / name).write_text(text)
-        view = stack.enter_context(_Columns(console) if console.is_interactive else _Lines(console))
-        crew = _hire(agents, {tool.name: tool for tool in tools}, chosen, folder, 0.0 if model is None else None)
+        crew = _hire(agents, {tool.name: tool for tool in tools}, chosen, folder)
+        names = [agent.name for agent, _ in crew]
+        view = stack.enter_context(_Columns(console, names) if console.is_interactive else _Lines(console))
         outcomes = _watch(crew, view)
     console.print(_table(outcomes))
-    back = [outcome.task.agent for outcome in outcomes if outcome.crashes and outcome.resumed]
-    console.print(f"Crashed, and came back with its conversation: {', '.join(back) or 'none'}.")
+    back = [outcome.result.key for outcome in outcomes if outcome.came_back]
+    console.print(f"Crashed in mid-run and came back with its conversation: {', '.join(back) or 'none'}.")
     return bool(back) and all(outcome.result.status == "completed" for outcome in outcomes)
 
 
@@ -112,7 +120,7 @@ class View(Protocol):
         """A piece of an answer."""
         ...
 
-    def line(self, agent: str, text: str, style: str = "") -> None:
+    def line(self, agent: str, text: str, style: str) -> None:
         """Something that happened."""
         ...
 
@@ -131,19 +139,16 @@ def _local_model(console: Console) -> Generator[str]:
                 os.environ[local.BASE_URL_VARIABLE] = before
 
 
-def _hire(
-    number: int, tools: dict[str, Tool], model: str, folder: Path, temperature: float | None
-) -> list[tuple[Agent, Task]]:
+def _hire(number: int, tools: Mapping[str, Tool], model: str, folder: Path) -> list[tuple[Agent, Task]]:
     crew: list[tuple[Agent, Task]] = []
     for index in range(number):
-        task = TASKS[index % len(TASKS)]
+        round, task = index // len(TASKS), TASKS[index % len(TASKS)]
         agent = Agent(
-            name=task.agent if index < len(TASKS) else f"{task.agent}-{index // len(TASKS) + 1}",
+            name=f"{task.agent}-{round + 1}" if round else task.agent,
             model=model,
             tools=[tools[task.tool]],
             max_turns=4,
             max_output_tokens=200,
-            temperature=temperature,
             deadline=DEADLINE,
             working_directory=folder,
         )
@@ -153,29 +158,26 @@ def _hire(
 
 def _watch(crew: Sequence[tuple[Agent, Task]], view: View) -> list[Outcome]:
     """Let all work at once, show what happens, and crash the first agent in the middle of its run."""
-    counts: dict[str, Counter[str]] = defaultdict(Counter)
-    victim = crew[0][0].name
-    doomed = True
-    with Runtime() as rt, rt.subscribe() as events:
+    seen: dict[str, Counter[str]] = defaultdict(Counter)
+    victim, doomed = crew[0][0].name, True
+    with Runtime(drain=0.0) as rt, rt.subscribe() as events:
         refs = {agent.name: rt.start(agent, key=agent.name) for agent, _ in crew}
         handles = {agent.name: refs[agent.name].send(task.prompt) for agent, task in crew}
+        working = set(handles)
         for event in events:
-            counts[event.key][event.type] += 1
+            seen[event.key][event.type] += 1
             _show(event, view)
             if doomed and event.key == victim and _is_midway(event):
                 doomed = False
                 crash(refs[victim])
-            if event.type == "run.resumed":
+            elif event.type == "run.resumed":
                 roles = ", ".join(message.role for message in refs[event.key].history())
                 view.line(event.key, f"  it remembers: {roles}", "bold green")
-            if all(seen["run.finished"] or seen["agent.parked"] for name in refs if (seen := counts[name]) is not None):
-                break
-        results = {name: handle.result(timeout=1.0) for name, handle in handles.items()}
-    return [
-        Outcome(task, results[agent.name], seen["agent.crashed"], seen["agent.restarted"], seen["run.resumed"])
-        for agent, task in crew
-        if (seen := counts[agent.name]) is not None
-    ]
+            elif event.type in ("run.finished", "agent.parked"):
+                working.discard(event.key)
+                if not working:
+                    break
+        return [Outcome(task, handles[agent.name].result(timeout=5.0), seen[agent.name]) for agent, task in crew]
 
 
 def _is_midway(event: Event) -> bool:
@@ -212,25 +214,25 @@ class _Lines:
         for line in whole:
             self._print(agent, line)
 
-    def line(self, agent: str, text: str, style: str = "") -> None:
+    def line(self, agent: str, text: str, style: str) -> None:
         begun, self._begun[agent] = self._begun[agent], ""
         if begun:
             self._print(agent, begun)
         self._print(agent, text, style)
 
     def _print(self, agent: str, text: str, style: str = "") -> None:
-        self._console.print(Text(f"[{agent:>6}] "), Text(text, style), sep="", soft_wrap=True)
+        self._console.print(Text(f"[{agent}] "), Text(text, style), sep="", soft_wrap=True)
 
 
 class _Columns:
     """Side by side, in place: for a terminal."""
 
-    def __init__(self, console: Console) -> None:
-        self._texts: dict[str, Text] = defaultdict(Text)
+    def __init__(self, console: Console, agents: Sequence[str]) -> None:
+        self._texts = {agent: Text() for agent in agents}
+        self._width = max(24, console.width // min(len(agents), 4))
         self._live = Live(
             console=console, get_renderable=self._render, refresh_per_second=12, vertical_overflow="visible"
         )
-        self._width = console.width
 
     def __enter__(self) -> View:
         self._live.start()
@@ -242,16 +244,17 @@ class _Columns:
     def text(self, agent: str, text: str) -> None:
         self._texts[agent].append(text)
 
-    def line(self, agent: str, text: str, style: str = "") -> None:
+    def line(self, agent: str, text: str, style: str) -> None:
         shown = self._texts[agent]
         if shown and not shown.plain.endswith("\n"):
             shown.append("\n")
         shown.append(f"{text}\n", style)
 
     def _render(self) -> Columns:
-        width = max(30, self._width // max(1, min(len(self._texts), 4)) - 1)
-        panels = [Panel(text.copy(), title=agent, width=width) for agent, text in list(self._texts.items())]
-        return Columns(panels, padding=(0, 0))
+        shown = {agent: text.copy() for agent, text in self._texts.items()}
+        for text in shown.values():
+            text.rstrip()
+        return Columns([Panel(text, title=agent, width=self._width) for agent, text in shown.items()], padding=(0, 0))
 
 
 def _table(outcomes: Sequence[Outcome]) -> Table:
@@ -263,13 +266,13 @@ def _table(outcomes: Sequence[Outcome]) -> Table:
         table.add_row(
             result.key,
             result.status,
-            "right" if outcome.task.expected in result.text else "wrong",
+            "right" if outcome.is_right else "wrong",
             str(result.turns),
             str(len(result.tool_calls)),
             f"{result.usage.input_tokens:,}",
             f"{result.usage.output_tokens:,}",
             show_cost(result.cost),
             f"{result.duration:.1f} s",
-            str(outcome.restarts),
+            str(outcome.seen["agent.restarted"]),
         )
     return table

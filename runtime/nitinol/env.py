@@ -7,6 +7,7 @@ worker threads and the stores on disk. A simulator gives another `Env` and runs 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import random
 import threading
@@ -16,6 +17,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_log = logging.getLogger("nitinol")
 
 
 class Timer(Protocol):
@@ -31,8 +33,8 @@ class Loop(Protocol):
 
     name: str
 
-    def call(self, function: Callable[..., object], *args: Any) -> None:
-        """Run `function(*args)` on the loop soon. From any thread; calls keep their order. Dropped once closed."""
+    def call(self, function: Callable[..., object], *args: Any) -> bool:
+        """Run `function(*args)` on the loop soon. From any thread; calls keep their order. False once it has closed."""
         ...
 
     def call_later(self, delay: float, function: Callable[..., object], *args: Any) -> Timer:
@@ -63,18 +65,23 @@ class LoopThread:
         self._calls: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._woken = False
         self._closed = False
+        self._ended = False
         self._loop = asyncio.new_event_loop()
+        self._loop.set_exception_handler(_log_escape)
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._thread.start()
 
-    def call(self, function: Callable[..., object], *args: Any) -> None:
+    def call(self, function: Callable[..., object], *args: Any) -> bool:
         self._calls.append((function, args))
+        if self._ended:
+            return False
         if not self._woken:
             self._woken = True
             try:
                 self._loop.call_soon_threadsafe(self._drain)
-            except RuntimeError:  # closed: the runtime is gone, and so is who would have listened
-                self._calls.clear()
+            except RuntimeError:  # closed in this moment
+                return False
+        return True
 
     def call_later(self, delay: float, function: Callable[..., object], *args: Any) -> Timer:
         return self._loop.call_later(delay, function, *args)
@@ -98,12 +105,16 @@ class LoopThread:
         # The flag falls before the queue is read: a call that arrives after the last look wakes the loop again.
         self._woken = False
         calls = self._calls
-        while calls:
+        # Only those that are there now: calls that make calls must not keep the loop from its timers and sockets.
+        for _ in range(len(calls)):
             function, args = calls.popleft()
             try:
                 function(*args)
             except BaseException as error:  # a callback's escape must never end the loop, not even SystemExit
                 self._loop.call_exception_handler({"message": f"{function!r} failed", "exception": error})
+        if calls and not self._woken:
+            self._woken = True
+            self._loop.call_soon(self._drain)
 
     def _main(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -122,7 +133,14 @@ class LoopThread:
             if tasks:
                 self._loop.run_until_complete(asyncio.wait(tasks, timeout=2.0))
             self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+            self._ended = True  # before the last look: whoever calls from now on is told, whoever called before is heard
+            self._drain()
             self._loop.close()
+
+
+def _log_escape(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What escapes goes to the library's own logger: asyncio's would print it where nobody configured logging."""
+    _log.error(context["message"], exc_info=context.get("exception"))
 
 
 class Env:

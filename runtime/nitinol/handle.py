@@ -8,7 +8,6 @@ import threading
 import warnings
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -18,7 +17,7 @@ from nitinol import events as ev
 from nitinol.actors.agent_actor import Cell
 from nitinol.actors.bus import Subscription
 from nitinol.actors.system import System
-from nitinol.actors.worker_pool import current_job
+from nitinol.actors.worker_pool import WorkerPool, current_job
 from nitinol.errors import AgentParked, AgentStopped, NotFound, WouldDeadlock
 from nitinol.machine import Add, Cancel, Input, Resolve
 from nitinol.messages import InputMode, Message, Prompt, ToolCall, to_message
@@ -255,22 +254,23 @@ class Waiting:
 
     def __init__(self, system: System, name: str, twin: str) -> None:
         self._system, self._name, self._twin = system, name, twin
-        self._lent = False
+        self._lent: WorkerPool | None = None
 
     def __enter__(self) -> None:
         if self._system.is_own_thread():
             raise WouldDeadlock(f"{self._name}() would block a loop of the runtime; use {self._twin}")
-        if current_job() is not None:
-            self._lent = True
-            self._system.core.call(self._system.pool.lend)
+        job = current_job()
+        if job is not None and job.pool is not None:
+            self._lent = job.pool
+            job.pool.core.call(job.pool.lend)
         elif _under_asyncio():
             warnings.warn(
                 f"{self._name}() blocks the running event loop; use {self._twin}", RuntimeWarning, stacklevel=4
             )
 
     def __exit__(self, *_: object) -> None:
-        if self._lent:
-            self._system.core.call(self._system.pool.take_back)
+        if self._lent is not None:
+            self._lent.core.call(self._lent.take_back)
 
 
 def wait(system: System, future: Future[T], name: str, timeout: float | None = None) -> T:
@@ -280,10 +280,7 @@ def wait(system: System, future: Future[T], name: str, timeout: float | None = N
         TimeoutError: It has not come in time.
     """
     with Waiting(system, name, f"await …a{name}(…)"):
-        try:
-            return future.result(timeout)
-        except FutureTimeout:
-            raise TimeoutError(f"{name} was not accepted within {timeout} seconds") from None
+        return future.result(timeout)
 
 
 def finished(system: System, run_id: str) -> ev.RunFinished | None:

@@ -11,122 +11,29 @@ import base64
 import json as jsonlib
 import math
 import os
-import re
 import ssl
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import suppress
-from email.utils import parsedate_to_datetime
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote, urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 from nitinol import errors
 from nitinol.errors import ConfigurationError, MalformedResponse, ProviderError, ProviderTimeout
+from nitinol.http_errors import Classify, complete, error_message, status_error
+from nitinol.sse import MAX_BYTES, SseParser
 
 if TYPE_CHECKING:
     import httpx
 
 Transport = Literal["aiohttp", "httpx"]
-Classify = Callable[[int, str], type[ProviderError] | None]
-"""A vendor's own reading of a status and its body's text; None leaves it to `error_type`."""
-
-MAX_BYTES = 16 * 2**20
-"""The most bytes of one event, or of one answer that is no stream."""
 
 # A connection that waits to be used again may be closed under the next request, and idle ones cost httpx's own pool dear
 # (500 streams: 11.7 ms of CPU each against 5.6). Only a TLS handshake is worth that: plain http uses each once.
 _CONNECTIONS, _KEPT = 100_000, 20
 _LINGER = 0.25  # seconds in which a body must end after its last event, for the connection to be used again
 _ERROR_BYTES = 2**16
-_SECRETS = ("authorization", "proxy-authorization", "x-api-key", "api-key", "x-goog-api-key")
-_REQUEST_IDS = ("x-request-id", "request-id", "x-requestid", "x-amzn-requestid", "x-generation-id", "cf-ray")
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-
-
-class SseParser:
-    """Cuts a stream of bytes into the data of server-sent events, whatever the chunks and the line ends.
-
-    Works on bytes from end to end, so a character may lie across chunks, and U+2028 ends no line. Each byte is looked
-    at once, however many chunks an event comes in. `event:`, `id:`, `retry:` and comments are ignored: every provider's
-    data says by itself what it is. Rules: https://html.spec.whatwg.org/multipage/server-sent-events.html
-    """
-
-    __slots__ = ("_begun", "_cr", "_lf", "_limit", "_pieces", "_size")
-
-    def __init__(self, *, limit: int = MAX_BYTES) -> None:
-        self._limit = limit
-        self._pieces: list[bytes] = []  # of the event that has not ended yet, but for a line end in `_lf`
-        self._size = 0
-        self._lf = b""
-        self._cr = False  # the last byte was a CR: an LF that follows belongs to it
-        self._begun = False
-
-    def feed(self, chunk: bytes) -> list[bytes]:
-        """Take the next bytes; give the data of every event that they end.
-
-        Raises:
-            MalformedResponse: One event is longer than the limit.
-        """
-        # What nearly every chunk is: one whole event, and nothing held back before it.
-        is_event = chunk.startswith(b"data: ") and chunk.find(b"\n") == len(chunk) - 2 and chunk[-1] == 10
-        if is_event and not self._pieces and b"\r" not in chunk:
-            self._cr, self._begun = False, True
-            return [chunk[6:-2]]
-        if self._cr and chunk:
-            self._cr = False
-            if chunk[0] == 10:
-                chunk = chunk[1:]
-        if b"\r" in chunk:
-            self._cr = chunk[-1] == 13
-            chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        blocks = (self._lf + chunk).split(b"\n\n")
-        tail = blocks.pop()
-        if blocks and self._pieces:
-            blocks[0] = b"".join((*self._pieces, blocks[0]))
-            self._pieces.clear()
-            self._size = 0
-        self._lf = b""
-        if tail:
-            if tail[-1] == 10:
-                self._lf, tail = b"\n", tail[:-1]
-            self._pieces.append(tail)
-            self._size += len(tail)
-            if self._size > self._limit:
-                raise MalformedResponse(f"one event of the stream is longer than {self._limit} bytes")
-        events: list[bytes] = []
-        for block in blocks:
-            if block.startswith(b"data: ") and b"\n" not in block:
-                events.append(block[6:])
-                self._begun = True
-            elif (data := self._data(block)) is not None:
-                events.append(data)
-        return events
-
-    def close(self) -> list[bytes]:
-        """The stream has ended: give the data of an event that no blank line ended.
-
-        The standard drops such an event, but some servers leave out the blank line, or even the line end, after their
-        last one. It is safe to give it: data cut short is no JSON, and a provider misses its terminal event all the same.
-        """
-        block = b"".join(self._pieces)
-        self._pieces.clear()
-        data = self._data(block)
-        return [] if data is None else [data]
-
-    def _data(self, block: bytes) -> bytes | None:
-        if not self._begun:
-            self._begun = True
-            block = block.removeprefix(b"\xef\xbb\xbf")
-        lines: list[bytes] = []
-        for line in block.split(b"\n"):
-            if line.startswith(b"data:"):
-                lines.append(line[6:] if line[5:6] == b" " else line[5:])
-            elif line == b"data":
-                lines.append(b"")
-        return b"\n".join(lines) if lines else None
 
 
 class HttpPool:
@@ -246,7 +153,8 @@ class Http:
             sent = headers if body is None else {"content-type": "application/json", **headers}
             response = await client.send(client.build_request(method, url, headers=sent, content=body), stream=True)
             if not response.is_success:
-                raise _status_error(response, await _read(response, _ERROR_BYTES), headers, classify)
+                body = await _read(response, _ERROR_BYTES)
+                raise status_error(response.status_code, response.headers, body, classify)
             kind = response.headers.get("content-type", "").lower()
             if "json" in kind:
                 whole = await _read(response, MAX_BYTES + 1)
@@ -274,13 +182,14 @@ class Http:
                 if data != until:
                     yield data
         except asyncio.CancelledError:
-            if watch.is_to_blame():
-                raise _with_response(ProviderTimeout(f"{method} {_shown(url)}: {watch.reason}"), response) from None
-            raise
+            if not watch.is_to_blame():
+                raise
+            error = ProviderTimeout(f"{method} {_shown(url)}: {watch.reason}")
+            raise complete(error, headers, *_told(response)) from None
         except ProviderError as error:
-            raise _with_response(_redacted(error, headers), response) from None
+            raise complete(error, headers, *_told(response)) from None
         except Exception as error:
-            raise _with_response(_network_error(error, f"{method} {_shown(url)}", headers), response) from None
+            raise complete(_network_error(error, f"{method} {_shown(url)}"), headers, *_told(response)) from None
         finally:
             watch.close()
             if response is not None:
@@ -338,52 +247,6 @@ class _Watch:
             self._timer = asyncio.get_running_loop().call_later(due - now, self._look)
 
 
-def error_type(status: int) -> type[ProviderError]:
-    """The error that an HTTP status means, where no vendor's table says more."""
-    if status in (401, 403):
-        return errors.AuthenticationFailed
-    if status == 429:
-        return errors.RateLimited
-    if status in (503, 529):
-        return errors.Overloaded
-    if status == 408 or status >= 500:
-        return errors.ServerError
-    if status >= 400:
-        return errors.InvalidRequest
-    return MalformedResponse
-
-
-def error_message(body: object) -> str:
-    """What an error body says: bytes, text or parsed JSON in any vendor's shape; at most 500 characters of other text."""
-    if isinstance(body, bytes):
-        text = body.decode("utf-8", "replace").strip()
-        try:
-            return error_message(jsonlib.loads(text)) if text[:1] in ("{", "[") else text[:500]
-        except (ValueError, RecursionError):
-            return text[:500]
-    if isinstance(body, list):
-        items = cast("list[object]", body)
-        return error_message(items[0]) if items else ""
-    if isinstance(body, dict):
-        fields = cast("dict[str, object]", body)
-        for key in ("error", "message", "detail", "msg"):
-            if fields.get(key):
-                return error_message(fields[key])
-        return jsonlib.dumps(fields)[:500]
-    return str(body)[:500]
-
-
-def redact(text: str, headers: Mapping[str, str]) -> str:
-    """The text without the keys that were sent in these headers."""
-    for name, value in headers.items():
-        if name.lower() in _SECRETS:
-            words = value.split()
-            for secret in words[1:] or words:  # behind "Bearer"
-                if len(secret) >= 4:  # shorter ones are placeholders, such as "-"
-                    text = text.replace(secret, "[key]")
-    return text
-
-
 def _aiohttp_transport(context: ssl.SSLContext, secure: bool, proxy: str | None) -> httpx.AsyncBaseTransport:
     import httpx
     from aiohttp import ClientSession, DummyCookieJar, TCPConnector
@@ -398,6 +261,8 @@ def _aiohttp_transport(context: ssl.SSLContext, secure: bool, proxy: str | None)
 
 def _proxy(origin: str) -> str | None:
     """The proxy that the environment, or the system's settings, want for this address."""
+    from urllib.request import getproxies, proxy_bypass
+
     parts = urlsplit(origin)
     proxies = getproxies()
     found = proxies.get(parts.scheme) or proxies.get("all")
@@ -416,6 +281,10 @@ def _encode(json: Any) -> bytes:
 
 def _chunks(response: httpx.Response) -> AsyncIterator[bytes]:
     return response.aiter_bytes() if "content-encoding" in response.headers else response.aiter_raw()
+
+
+def _told(response: httpx.Response | None) -> tuple[int | None, Mapping[str, str]]:
+    return (None, {}) if response is None else (response.status_code, response.headers)
 
 
 async def _read(response: httpx.Response, limit: int) -> bytes:
@@ -449,18 +318,7 @@ async def _drain(chunks: AsyncIterator[bytes]) -> None:
                 pass
 
 
-def _status_error(
-    response: httpx.Response, body: bytes, headers: Mapping[str, str], classify: Classify | None
-) -> ProviderError:
-    status = response.status_code
-    text = body.decode("utf-8", "replace")
-    cls = (classify(status, text) if classify else None) or error_type(status)
-    return cls(
-        f"HTTP {status}: {error_message(body) or cls.summary}", retry_after=_retry_after(response.headers, status)
-    )
-
-
-def _network_error(error: Exception, what: str, headers: Mapping[str, str]) -> ProviderError:
+def _network_error(error: Exception, what: str) -> ProviderError:
     """A transport's exception as ours. The transports do not agree on their own types: all that is left is the network."""
     import httpx
 
@@ -471,57 +329,9 @@ def _network_error(error: Exception, what: str, headers: Mapping[str, str]) -> P
         error, (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.LocalProtocolError, ValueError, TypeError)
     ):
         cls = errors.InvalidRequest
-    return cls(redact(f"{what}: {error or type(error).__name__}", headers))
-
-
-def _redacted(error: ProviderError, headers: Mapping[str, str]) -> ProviderError:
-    error.args = (redact(str(error), headers),)
-    return error
-
-
-def _with_response(error: ProviderError, response: httpx.Response | None) -> ProviderError:
-    if response is not None:
-        error.status_code = error.status_code or response.status_code
-        found = (response.headers.get(name) for name in _REQUEST_IDS)
-        error.request_id = error.request_id or next((value for value in found if value), None)
-    return error
+    return cls(f"{what}: {error or type(error).__name__}")
 
 
 def _shown(url: str) -> str:
     """An address without its query, which may hold a key."""
     return url.partition("?")[0]
-
-
-def _retry_after(headers: Mapping[str, str], status: int) -> float | None:
-    """Seconds to wait, as the server asks, or None."""
-    with suppress(ValueError, OverflowError):
-        if "retry-after-ms" in headers:
-            return _seconds(float(headers["retry-after-ms"]) / 1000)
-        if "retry-after" in headers:
-            value = headers["retry-after"]
-            if value.strip()[:1].isalpha():
-                return _seconds(parsedate_to_datetime(value).timestamp() - time.time())
-            return _seconds(float(value))
-        if status == 429:
-            return _reset(headers)
-    return None
-
-
-def _reset(headers: Mapping[str, str]) -> float | None:
-    """From the rate-limit headers: when what is used up is filled again."""
-    waits: list[float] = []
-    for name, value in headers.items():
-        kind = name.removeprefix("x-ratelimit-reset")
-        if kind == name or headers.get(f"x-ratelimit-remaining{kind}", "0") != "0":
-            continue
-        if parts := _DURATION.findall(value):  # "6m0s", "7.66s"
-            waits.append(sum(float(number) * _UNITS[unit] for number, unit in parts))
-        else:
-            number = float(value)  # seconds, or a time in seconds or milliseconds since 1970
-            moment = number / 1000 if number > 1e11 else number
-            waits.append(moment - time.time() if moment > 1e8 else moment)
-    return _seconds(max(waits)) if waits else None
-
-
-def _seconds(value: float) -> float | None:
-    return max(value, 0.0) if math.isfinite(value) else None

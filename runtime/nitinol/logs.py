@@ -8,20 +8,42 @@ Secrets never reach a record: values under telling names are replaced.
 from __future__ import annotations
 
 import logging
-from collections.abc import MutableMapping
-from typing import Any
+from collections.abc import Mapping, MutableMapping
+from typing import Any, cast
 
 import structlog
 
-_SECRET = ("api_key", "authorization", "password", "secret", "token_value", "x-api-key", "arguments")
+_SECRET = ("api_key", "apikey", "authorization", "password", "secret", "access_token", "cookie", "arguments")
+HIDDEN = "[redacted]"
 
 
 def redact(_logger: Any, _method: str, record: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """A structlog processor: hide API keys and tool arguments."""
-    for name in record:
-        if name.lower() in _SECRET:
-            record[name] = "[redacted]"
+    """A structlog processor: hide API keys and tool arguments, also inside of mappings and lists."""
+    for name, value in record.items():
+        record[name] = HIDDEN if _is_secret(name) else _redacted(value)
     return record
+
+
+def describe(error: BaseException) -> str:
+    """An exception's text, fit for the journal. Never raises, whatever its `__str__` does."""
+    try:
+        text = str(error)
+    except Exception as second:
+        text = f"(its text raised {type(second).__name__})"
+    return text.encode("utf-8", "replace").decode()
+
+
+def _is_secret(name: object) -> bool:
+    return isinstance(name, str) and any(word in name.lower().replace("-", "_") for word in _SECRET)
+
+
+def _redacted(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        items = cast("Mapping[Any, Any]", value).items()
+        return {key: HIDDEN if _is_secret(key) else _redacted(item) for key, item in items}
+    if isinstance(value, list):
+        return [_redacted(item) for item in cast("list[Any]", value)]
+    return value
 
 
 def _quiet(name: str) -> logging.Logger:

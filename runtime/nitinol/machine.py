@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any, Literal, TypeAlias, TypeVar, cast
 
@@ -18,10 +18,10 @@ from nitinol import events as ev
 from nitinol.agent import Agent, model_name
 from nitinol.budget import spendable
 from nitinol.errors import AgentBusy, AlreadyResolved, NotFound
-from nitinol.messages import InputMode, Media, Message, Outcome, RunStatus, Text, ToolAnswer, ToolCall
+from nitinol.messages import InputMode, Media, Message, Outcome, Part, RunStatus, Text, ToolAnswer, ToolCall
 from nitinol.prices import PriceList
 from nitinol.provider import ModelResponse
-from nitinol.state import AgentState, CallState, RunState
+from nitinol.state import AgentState, CallState, PendingInput, RunState
 from nitinol.usage import NO_USAGE, Usage
 
 GRACE = 2.0
@@ -292,10 +292,12 @@ def effects(state: AgentState) -> set[Effect]:
     if run.asking:
         attempt = run.attempt if run.attempt_open else run.attempt + 1
         wanted.add(CallModel(run.run_id, run.turn, attempt, run.model_index, _retry_at(state, run, agent)))
-    serial = None
+    barrier = False
     for call in run.calls:
         if call.stage == "done":
             continue
+        tool = agent.tool(call.call.name)
+        alone = tool is not None and tool.serial
         at = (run.run_id, run.turn, call.call.call_id, call.index)
         match call.stage:
             case "proposed":
@@ -305,17 +307,19 @@ def effects(state: AgentState) -> set[Effect]:
                 if call.expires_at is not None:
                     wanted.add(Wait(call.expires_at))
             case _:
-                tool = agent.tool(call.call.name)
-                alone = tool is not None and tool.serial
-                if serial is None and not (alone and _earlier_open(run, call)):
+                # A hook may make a serial call of one that was not; what runs by then goes on, and is waited for.
+                if call.stage == "running" or not (barrier or (alone and _others_first(run, call))):
                     wanted.add(RunTool(*at))
-                if alone and serial is None:
-                    serial = call
+        barrier = barrier or alone
     return wanted
 
 
-def _earlier_open(run: RunState, call: CallState) -> bool:
-    return any(other.stage != "done" for other in run.calls[: call.index])
+def _others_first(run: RunState, call: CallState) -> bool:
+    return any(
+        other.stage == "running" or (other.stage != "done" and other.index < call.index)
+        for other in run.calls
+        if other.index != call.index
+    )
 
 
 def _retry_at(state: AgentState, run: RunState, agent: Agent[Any]) -> int:
@@ -375,7 +379,7 @@ class _Decision:
     def emit(self, event_class: type[E], /, *, attempt: int = 0, call_id: str | None = None, **payload: Any) -> E:
         """An event of the run in progress, or of the agent where there is none."""
         run = self.state.run
-        if run is not None and "run_id" not in payload:
+        if run is not None and payload.get("run_id", run.run_id) == run.run_id:
             payload.update(run_id=run.run_id, parent_run_id=run.parent_run_id, root_run_id=run.root_run_id)
             payload.setdefault("turn", run.turn)
         seq = self.state.seq + 1
@@ -399,7 +403,7 @@ class _Decision:
     def start_next(self) -> None:
         """Start the first queued run, if the agent is free."""
         state = self.state
-        if state.run is not None or not state.queue or state.definition is None:
+        if state.run is not None or not state.queue or state.definition is None or state.stopped or state.parked:
             return
         queued = state.queue[0]
         self.emit(
@@ -417,32 +421,27 @@ class _Decision:
             self.emit(ev.MessageAppended, message=queued.prompt)
         self.next_turn()
 
-    def next_turn(self) -> None:
-        """Begin a turn, unless a limit says no. Every call of the turn before is answered."""
+    def next_turn(self, *inputs: PendingInput) -> None:
+        """Begin a turn with these inputs and the steers, unless a limit says no. Every call before is answered."""
         run, agent = self.run, self.agent
         due = run.due()
         if due is not None and self.now >= due:
             return self.finish("deadline_exceeded", f"the deadline of {run.deadline:g} s has passed")
         if run.turn >= agent.max_turns:
             return self.finish("max_turns", f"the run took {run.turn} turns; max_turns={agent.max_turns}")
-        self.deliver("steer")
+        for item in (*inputs, *self.pending("steer")):
+            self.emit(ev.InputDelivered, input_id=item.input_id)
+            self.emit(ev.MessageAppended, message=item.prompt)
         self.emit(
             ev.TurnStarted,
             turn=run.turn + 1,
-            run_id=run.run_id,
-            parent_run_id=run.parent_run_id,
-            root_run_id=run.root_run_id,
             message_count=len(self.state.transcript),
             estimated_tokens=self.state.estimated_tokens,
         )
 
-    def deliver(self, mode: InputMode) -> int:
-        """Put this run's pending inputs of a mode into the transcript; how many there were."""
-        pending = [item for item in self.state.inputs if item.run_id == self.run.run_id and item.mode == mode]
-        for item in pending:
-            self.emit(ev.InputDelivered, input_id=item.input_id)
-            self.emit(ev.MessageAppended, message=item.prompt)
-        return len(pending)
+    def pending(self, mode: InputMode) -> list[PendingInput]:
+        """This run's undelivered inputs of a mode."""
+        return [item for item in self.state.inputs if item.run_id == self.run.run_id and item.mode == mode]
 
     def finish(
         self, status: RunStatus, error: str | None = None, *, error_type: str | None = None, text: str | None = None
@@ -605,14 +604,11 @@ class _Decision:
     def charge_lost_attempt(self, why: str) -> None:
         """Close an attempt that nobody will report on: its reservation is owed, as an estimate."""
         run = self.run
-        provider, _, model = model_name(self.agent.models[min(run.model_index, len(self.agent.models) - 1)]).partition(
-            ":"
-        )
         self.emit(
             ev.ModelFailed, attempt=run.attempt, error_type="Interrupted", error=f"the attempt was lost: {why}",
             status_code=None, retry_after=None, request_id=None, retryable=True,
         )  # fmt: skip
-        self.charge(provider, model, NO_USAGE, run.reserved, None, run.attempt, estimated=True)
+        self.charge(run.provider, run.model, run.reserved_usage, run.reserved, None, run.attempt, estimated=True)
         self.emit(ev.ModelDiscarded, attempt=run.attempt, characters=0)
 
 
@@ -621,7 +617,7 @@ def _plus(total: Decimal | None, cost: Decimal | None) -> Decimal | None:
 
 
 def _opened(d: _Decision, input: Opened) -> None:
-    recovered = d.state.incarnation > 0
+    recovered, stopped = d.state.incarnation > 0, d.state.stopped
     if d.state.parked and input.by_hand:
         d.emit(ev.AgentResumed)
     if input.restarts:
@@ -632,10 +628,13 @@ def _opened(d: _Decision, input: Opened) -> None:
     run = d.state.run
     if run is None or d.state.definition is None:
         return d.start_next()
-    adopted = {call_id for call_id, _ in input.adopted}
-    lost = [call for call in run.calls if call.stage == "running" and call.call.call_id not in adopted]
+    lost = [
+        call
+        for call in run.calls
+        if call.stage == "running" and (call.call.call_id, call.execution) not in input.adopted
+    ]
     at_work = run.attempt_open or bool(lost)
-    recoveries = run.recoveries + at_work
+    recoveries = run.recoveries + (at_work and not stopped)  # a clean stop never counts
     d.emit(ev.RunResumed, reason="recovered", recoveries=recoveries)
     if run.attempt_open:
         d.charge_lost_attempt("the agent was restarted")
@@ -708,13 +707,22 @@ def _add(d: _Decision, input: Add) -> None:
 
 
 def _cancel(d: _Decision, input: Cancel) -> None:
-    if _known(d, input.run_id) == "open":
+    queued = next((queued for queued in d.state.queue if queued.run_id == input.run_id), None)
+    if queued is None:
+        if input.status != "cancelled" and (d.state.run is None or d.state.run.run_id != input.run_id):
+            return  # a hook's word that comes too late; there is nobody to refuse it to
+        _known(d, input.run_id)
         return d.end(input.by, input.status, input.reason)
+    of: dict[str, Any] = {
+        "run_id": queued.run_id,
+        "parent_run_id": queued.parent_run_id,
+        "root_run_id": queued.root_run_id,
+    }
     for item in d.state.inputs:
         if item.run_id == input.run_id:
-            d.emit(ev.InputDropped, run_id=input.run_id, input_id=item.input_id, reason="the run was cancelled")
+            d.emit(ev.InputDropped, **of, input_id=item.input_id, reason="the run was cancelled")
     d.emit(
-        ev.RunFinished, run_id=input.run_id, status=input.status, text="", turns=0, usage=NO_USAGE, cost=Decimal(0),
+        ev.RunFinished, **of, status=input.status, text="", turns=0, usage=NO_USAGE, cost=Decimal(0),
         duration=0.0, error=input.reason,
     )  # fmt: skip
 
@@ -810,7 +818,7 @@ def _answered(d: _Decision, input: Answered) -> None:
     if not _is_current(d, input) or not d.run.attempt_open or d.run.attempt != input.attempt:
         return
     response = input.response
-    message = _without_empty_parts(response.message)
+    message = _tidy(response.message)
     d.emit(
         ev.ModelFinished, attempt=input.attempt, stop_reason=response.stop_reason, response_id=response.response_id,
         duration=input.duration,
@@ -830,8 +838,8 @@ def _answered(d: _Decision, input: Answered) -> None:
         return d.finish("failed", f"the model ended with {response.stop_reason}", error_type="ContentRefused")
     if response.stop_reason == "pause":
         return d.next_turn()
-    if d.deliver("follow_up"):
-        return d.next_turn()
+    if follow_ups := d.pending("follow_up"):
+        return d.next_turn(*follow_ups)
     wrong = _misfit(d.agent.output, message.text)
     if wrong is not None:
         d.emit(
@@ -875,6 +883,8 @@ def _granted(d: _Decision, input: Granted) -> None:
     tool = d.agent.tool(call.call.name) if call is not None else None
     if call is None or tool is None or call.stage not in ("waiting", "running"):
         return
+    if call.stage == "running" and (tool.replay == "never" or call.incarnation == d.state.incarnation):
+        return  # it runs already; only a crash makes a safe one run again
     isolation = "async" if tool.is_async else tool.isolation
     d.emit(
         ev.ToolStarted,
@@ -925,6 +935,8 @@ def _failed(d: _Decision, input: Failed) -> None:
         return  # suspended: the next start goes on from here
     delay = _retry_delay(agent, run)
     due = run.due()
+    if due is not None and d.now >= due:
+        return d.end("deadline", "deadline_exceeded", f"the deadline of {run.deadline:g} s has passed")
     in_time = due is None or d.now + int(delay * 1e9) < due
     if input.retryable and run.failures < agent.retry.attempts and in_time:
         d.emit(ev.ModelRetrying, attempt=input.attempt, delay=delay)
@@ -969,13 +981,21 @@ def _tick(d: _Decision, input: Tick) -> None:
         d.after_answer()
 
 
-def _without_empty_parts(message: Message) -> Message:
-    parts = tuple(part for part in message.parts if not (isinstance(part, Text) and not part.text))
-    return (
-        message
-        if len(parts) == len(message.parts)
-        else Message(role=message.role, parts=parts, provider=message.provider, model=message.model)
-    )
+def _tidy(message: Message) -> Message:
+    """Without empty words, and each call with an id of its own, whatever the provider made of them."""
+    parts: list[Part] = []
+    taken: set[str] = set()
+    for part in message.parts:
+        if isinstance(part, Text) and not part.text:
+            continue
+        if isinstance(part, ToolCall):
+            call_id = part.call_id
+            while not call_id or call_id in taken:
+                call_id = f"{part.call_id or 'call'}_{len(parts)}" if call_id == part.call_id else call_id + "x"
+            taken.add(call_id)
+            part = part if call_id == part.call_id else part.replace(call_id=call_id)
+        parts.append(part)
+    return message if tuple(parts) == message.parts else replace(message, parts=tuple(parts))
 
 
 def _misfit(output: type[Any] | None, text: str) -> str | None:

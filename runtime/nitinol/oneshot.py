@@ -208,11 +208,11 @@ def _read_aloud(handle: RunHandle[Any], on_text: OnText, timeout: float | None) 
 
 
 def _forget_with(handle: RunHandle[Any], runtime: Runtime) -> None:
-    weakref.finalize(handle, _forget, runtime, handle.key).atexit = False
+    weakref.finalize(handle, _forget, runtime, handle.key, handle.run_id).atexit = False
 
 
-def _forget(runtime: Runtime, key: str) -> None:
-    runtime._system.forget(key)  # pyright: ignore[reportPrivateUsage] # a one-shot's own key, which nobody else knows
+def _forget(runtime: Runtime, key: str, run_id: str) -> None:
+    runtime._system.forget(key, run_id)  # pyright: ignore[reportPrivateUsage] # a one-shot's own key, which nobody else knows
 
 
 def default_runtime() -> Runtime:

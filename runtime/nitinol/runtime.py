@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import weakref
+import atexit
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -358,8 +358,7 @@ class Runtime:
         self._system = System(env or Env(), journal, workers, lambda key, run_id: result_of(results[0], key, run_id))
         results.append(self._system)
         self._closed = False
-        self._finalizer = weakref.finalize(self, _close_abandoned, self._system)
-        self._finalizer.atexit = True
+        _open.add(self._system)
 
     # -- agents
 
@@ -532,7 +531,7 @@ class Runtime:
             self._system.bus.stop(RuntimeStopped("the runtime was stopped"))
         finally:
             self._system.close_loops(max(until - self._system.env.monotonic(), 1.0))
-            self._finalizer.detach()
+            _open.discard(self._system)
 
     def __enter__(self) -> Self:
         return self
@@ -564,7 +563,12 @@ _WORDS: dict[Life, AgentWord] = {
 }
 
 
-def _close_abandoned(system: System) -> None:
-    """A runtime that nobody stopped is gone, or the interpreter ends: threads are daemons, connections are closed."""
-    system.stop(0.0, 1.0)
-    system.close_loops(2.0)
+@atexit.register
+def _close_abandoned() -> None:
+    """The interpreter ends, and nobody stopped these: threads are daemons, connections are closed."""
+    for system in list(_open):
+        system.stop(0.0, 1.0)
+        system.close_loops(2.0)
+
+
+_open: set[System] = set()

@@ -98,6 +98,8 @@ class CallState:
     index: int
     stage: Stage = "proposed"
     execution: int = 0
+    incarnation: int = 0
+    """Which started the execution."""
     started_at: int = 0
     expires_at: int | None = None
     idempotency_key: str = ""
@@ -125,7 +127,12 @@ class RunState:
     """Of this turn: the last one started."""
     attempt_open: bool = False
     attempt_started_at: int = 0
+    provider: str = ""
+    model: str = ""
+    """Of the last attempt started."""
     reserved: Decimal | None = None
+    reserved_usage: Usage = NO_USAGE
+    """What the attempt owes if nobody ever reports on it."""
     model_index: int = 0
     """Which of the agent's models: 0, then the fallbacks."""
     failures: int = 0
@@ -412,7 +419,9 @@ def _message_appended(state: AgentState, event: ev.MessageAppended) -> None:
 @_on(ev.ModelStarted)
 def _model_started(state: AgentState, event: ev.ModelStarted) -> None:
     run = _running(state, event)
-    run.attempt, run.attempt_open, run.attempt_started_at, run.reserved = event.attempt, True, event.ts, event.reserved
+    run.attempt, run.attempt_open, run.attempt_started_at = event.attempt, True, event.ts
+    run.provider, run.model, run.reserved = event.provider, event.model, event.reserved
+    run.reserved_usage = Usage(input_tokens=state.estimated_tokens, output_tokens=event.max_output_tokens or 0)
 
 
 @_on(ev.ModelFinished)
@@ -424,7 +433,7 @@ def _model_finished(state: AgentState, event: ev.ModelFinished) -> None:
 @_on(ev.ModelFailed)
 def _model_failed(state: AgentState, event: ev.ModelFailed) -> None:
     run = _running(state, event)
-    run.attempt_open = False
+    run.attempt, run.attempt_open = event.attempt, False  # also of one that never started: its number is used
     run.failures += 1
     run.failed_at, run.retry_after = event.ts, event.retry_after
 
@@ -464,7 +473,10 @@ def _approval_resolved(state: AgentState, event: ev.ApprovalResolved) -> None:
 
 @_on(ev.ToolStarted)
 def _tool_started(state: AgentState, event: ev.ToolStarted) -> None:
-    _set_call(_running(state, event), event.call_id, stage="running", execution=event.execution, started_at=event.ts)
+    _set_call(
+        _running(state, event), event.call_id, stage="running", execution=event.execution, incarnation=event.incarnation,
+        started_at=event.ts,
+    )  # fmt: skip
 
 
 @_on(ev.ToolFinished)

@@ -10,8 +10,10 @@ from typing import Any
 from nitinol.events import Event
 from nitinol.usage import Usage
 
-_UNPRINTABLE: dict[int, str | None] = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160))}
-_UNPRINTABLE |= {ord("\t"): "\t", ord("\n"): "\n", ord("\r"): None}
+_UNPRINTABLE: dict[int, str | None] = {
+    **{code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160))},
+    **{ord("\t"): "\t", ord("\n"): "\n", ord("\r"): None},
+}
 
 
 def printable(text: str) -> str:
@@ -38,7 +40,7 @@ def describe(event: Event) -> tuple[str, str] | None:
             )
         case "model.failed":
             return f"({event.error_type}: {in_line(event.error)})", "yellow"
-        case "model.discarded":
+        case "model.discarded" if event.characters:
             return "(the answer broke off; what there is of it does not count)", "yellow"
         case "model.retrying":
             return f"(trying again in {event.delay:.1f} s)", "yellow"
@@ -51,7 +53,7 @@ def describe(event: Event) -> tuple[str, str] | None:
         case "agent.parked":
             return f"✗ parked after {count(event.restarts, 'restart')}: {in_line(event.reason)}", "bold red"
         case "run.resumed":
-            return f"↻ the run goes on: {in_line(event.reason)}", "bold green"
+            return "↻ the run goes on", "bold green"
         case _:
             return None
 

@@ -22,7 +22,9 @@ from tests.servers import Connection, Script, Server, answer, cut, hang, head, s
 
 from nitinol import errors
 from nitinol.errors import ConfigurationError, MalformedResponse, ProviderError
-from nitinol.http import Http, HttpPool, SseParser, Transport, error_message
+from nitinol.http import Http, HttpPool, Transport
+from nitinol.http_errors import error_message
+from nitinol.sse import SseParser
 
 TWO = (b"data: one\n\n", b"data: two\n\n")
 

@@ -265,7 +265,8 @@ def test_commands_run_side_by_side(ctx: ToolContext) -> None:
 
     async def meet(mine: str, other: str) -> int:
         result: ToolResult = await bash(ctx, f"touch {mine}; until [ -e {other} ]; do :; done", timeout=20)
-        return result.data["exit_code"]
+        code: int = result.data["exit_code"]
+        return code
 
     async def main() -> list[int]:
         return list(await asyncio.gather(meet("a", "b"), meet("b", "a")))

@@ -142,7 +142,7 @@ def _allowed_seconds(ctx: ToolContext, asked: float) -> float:
 def _timed_out(seconds: float, output: CappedOutput) -> ToolResult:
     text = output.text().rstrip("\n")
     return ToolResult(
-        f"timed out: the command was killed after {seconds:g} seconds, with all that it had started. "
+        f"timed out: the command was killed after {round(seconds, 1):g} seconds, with all that it had started. "
         "Give a larger timeout, or a command that does less or does not wait for input.\n"
         + (f"Its output until then:\n{text}" if text else "It had no output."),
         data=_data(None, output, timed_out=True),

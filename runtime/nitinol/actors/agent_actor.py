@@ -25,7 +25,7 @@ from nitinol.actors.supervisor import AgentSupervisor, ChildDown, Wake
 from nitinol.actors.tool_runner import ToolRunner
 from nitinol.agent import Agent
 from nitinol.env import Env, Loop, Timer
-from nitinol.errors import AgentDown, AgentParked, AgentStopped, NitinolError
+from nitinol.errors import AgentDown, AgentParked, AgentStopped, NitinolError, RuntimeStopped
 from nitinol.hooks import Halt
 from nitinol.journal.base import Journal, Opening
 from nitinol.logs import get_logger
@@ -118,14 +118,15 @@ class Cell:
         future: Future[Events] = Future()
 
         def answer(outcome: Events | BaseException) -> None:
-            if not future.set_running_or_notify_cancel():
+            if future.done() or not future.set_running_or_notify_cancel():
                 return
             if isinstance(outcome, BaseException):
                 future.set_exception(outcome)
             else:
                 future.set_result(outcome)
 
-        self.services.core.call(self._accept, Request(input, answer))
+        if not self.services.core.call(self._accept, Request(input, answer)):
+            answer(RuntimeStopped("the runtime was stopped"))
         return future
 
     def restart(self, restarts: int, delay: float, by_hand: bool) -> None:

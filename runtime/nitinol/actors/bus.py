@@ -11,6 +11,7 @@ import asyncio
 import threading
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Literal, Self, cast
@@ -58,7 +59,7 @@ class EventBus:
         self._everyone: list[Subscription] = []
         self._by_run: dict[str, list[Subscription]] = defaultdict(list)
         self._by_key: dict[str, list[Subscription]] = defaultdict(list)
-        self._finished: dict[str, list[Callable[[], None]]] = {}
+        self._finished: dict[str, list[Callable[[], object]]] = {}
         self._attempts: dict[str, OpenAttempt] = {}
 
     def publish(self, events: Sequence[ev.Event]) -> None:
@@ -105,7 +106,7 @@ class EventBus:
                 for subscription in self._by_key.get(delta.key, ()):
                     subscription.offer(delta)
 
-    def when_finished(self, run_id: str, done: Callable[[], None]) -> Callable[[], None]:
+    def when_finished(self, run_id: str, done: Callable[[], object]) -> Callable[[], None]:
         """Call `done` once, in any thread, when the run has ended or the bus stops; returns how to take it back."""
         with self._lock:
             if self.stopped is None:
@@ -124,9 +125,12 @@ class EventBus:
         return lambda: None
 
     def wake(self, run_ids: Sequence[str]) -> None:
-        """Let those who wait for these runs look again, although they have not ended."""
+        """Let those who wait for these runs, or follow them, look again, although they have not ended."""
         with self._lock:
             waiters = [waiter for run_id in run_ids for waiter in self._finished.pop(run_id, ())]
+            for run_id in run_ids:
+                for subscription in self._by_run.get(run_id, ()):
+                    subscription.wake()
         for waiter in waiters:
             waiter()
 
@@ -158,9 +162,9 @@ class EventBus:
     # -- for subscriptions
 
     def join(self, subscription: Subscription) -> bool:
-        """Make it live, if its cursor is where the stream is."""
+        """Make it live, if its cursor is where the stream is: not behind it, and not ahead in what is yet to come."""
         with self._lock:
-            if subscription.scanned < self.position:
+            if subscription.scanned != self.position:
                 return False
             self._go_live(subscription)
             return True
@@ -194,9 +198,12 @@ class EventBus:
             group = self._group(subscription)
             if subscription in group:
                 group.remove(subscription)
-            if not group:
-                self._by_run.pop(subscription.run_id or "", None)
-                self._by_key.pop(subscription.key or "", None)
+            if group:
+                return
+            if group is self._by_run.get(subscription.run_id or ""):
+                del self._by_run[subscription.run_id or ""]
+            elif group is self._by_key.get(subscription.key or ""):
+                del self._by_key[subscription.key or ""]
 
     def _group(self, subscription: Subscription) -> list[Subscription]:
         if subscription.run_id is not None:
@@ -223,7 +230,9 @@ class Subscription:
         after: int | None = None,
         maxsize: int = 1000,
         overflow: Overflow = "coalesce",
+        check: Callable[[], object] | None = None,
     ) -> None:
+        """As `Runtime.subscribe`; `check` is called before each wait, and raises if waiting is in vain."""
         self.bus = bus
         self.types = types
         self.agent = agent
@@ -241,9 +250,12 @@ class Subscription:
         self._lost = 0
         self._lost_after = 0
         self._closed = False
+        self._ended = False
+        """There will be no more events; those in the queue and the journal are still to be read."""
         self._failure: Exception | None = None
-        self._waiters: list[Callable[[], None]] = []
+        self._waiters: deque[Callable[[], None]] = deque()
         self._keys: dict[str, bool] = {}
+        self._check = check
         bus.attach(self)
 
     # -- the publisher's side: under the bus's lock
@@ -265,11 +277,13 @@ class Subscription:
 
     def offer(self, event: ev.Event) -> None:
         """Take an event into the queue, if it is wanted and there is room."""
+        if self._failure is not None:
+            return
         if self.behind:
-            if not event.durable and self.matches(event):
+            if event.durable:
+                self.wake()
+            elif not self.fresh and self.matches(event):  # what came before it joined is not lost to it
                 self._lose()
-            elif self._waiters:
-                self._wake()
             return
         if event.durable:
             if event.position <= self.scanned:
@@ -283,16 +297,16 @@ class Subscription:
         else:
             queue.append(event)
         if self._waiters:
-            self._wake()
+            self.wake()
 
     def _overflow(self, event: ev.Event) -> None:
         if self.overflow == "close":
             self._failure = SubscriptionOverflow(f"the subscriber fell {self.maxsize} events behind; overflow='close'")
-            self._closed = True
         elif event.durable:
-            # From here the journal is its queue. It has everything before this event.
-            self.behind = True
+            # From here the journal is its queue. It has everything before this event. In this order: the reader looks
+            # at `scanned` once it sees that it is behind.
             self.scanned = event.position - 1
+            self.behind = True
         elif event.type != "model.delta" or self.overflow == "drop" or not self._coalesce(event):
             self._lose()
 
@@ -313,13 +327,18 @@ class Subscription:
         self._lost += 1
 
     def end(self) -> None:
-        """Deliver what is queued, then stop."""
-        self._closed = True
-        self._wake()
+        """Deliver what there is, then stop."""
+        self._ended = True
+        self.wake()
 
-    def _wake(self) -> None:
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
+    def wake(self) -> None:
+        """Let the reader look again. From any thread."""
+        waiters = self._waiters
+        while waiters:
+            try:
+                waiter = waiters.popleft()
+            except IndexError:  # another thread was faster
+                return
             waiter()
 
     # -- the reader's side
@@ -330,11 +349,10 @@ class Subscription:
             try:
                 event = self.queue.popleft()
             except IndexError:
-                if self._lost:
-                    return self._gap()
-                if not self.behind or self._closed or not self._catch_up():
-                    return None
-                continue
+                if self.behind and not self._closed and self._catch_up():
+                    continue
+                # Told only where the stream is: a cursor taken from it must not skip what was not read yet.
+                return self._gap() if self._lost and not self.queue else None
             if self._lost and event.position > self._lost_after:
                 self.queue.appendleft(event)
                 return self._gap()
@@ -346,12 +364,15 @@ class Subscription:
 
     def _catch_up(self) -> bool:
         """Read a page of the journal into the queue, or join the live stream; whether to look at the queue again."""
+        position = self.bus.position
         page = self.bus.journal.scan(self.scanned, PAGE)
         wanted = [cast("ev.Event", event) for event in page if self.matches(cast("ev.Event", event))]
         if page:
             self.scanned = page[-1].position
             self.queue.extend(wanted)
             return True
+        # What the journal does not show up to a position that was published before the look was forgotten.
+        self.scanned = max(self.scanned, position)
         return self.bus.join(self)
 
     def get(self, timeout: float | None = None) -> ev.Event:
@@ -368,14 +389,18 @@ class Subscription:
             if event is not None:
                 return event
             signal = threading.Event()
-            self._waiters.append(signal.set)
-            event = self.poll()  # what came before the waiter was seen
-            if event is not None:
-                return event
-            self._check_end()
-            left = None if deadline is None else deadline - self.bus.env.monotonic()
-            if not signal.wait(left):
-                raise TimeoutError(f"no event within {timeout} seconds")
+            waiter = signal.set
+            self._waiters.append(waiter)
+            try:
+                event = self.poll()  # what came before the waiter was seen
+                if event is not None:
+                    return event
+                self._check_end()
+                left = None if deadline is None else deadline - self.bus.env.monotonic()
+                if not signal.wait(left):
+                    raise TimeoutError(f"no event within {timeout} seconds")
+            finally:
+                self._retire(waiter)
 
     async def aget(self) -> ev.Event:
         """As `get`, for coroutines of any loop; give it a timeout with `asyncio.timeout`."""
@@ -385,22 +410,36 @@ class Subscription:
                 return event
             loop = asyncio.get_running_loop()
             future: asyncio.Future[None] = loop.create_future()
-            self._waiters.append(partial(_resolve, loop, future))
-            event = self.poll()
-            if event is not None:
-                return event
-            self._check_end()
-            await future
+            waiter = partial(_resolve, loop, future)
+            self._waiters.append(waiter)
+            try:
+                event = self.poll()
+                if event is not None:
+                    return event
+                self._check_end()
+                await future
+            finally:
+                self._retire(waiter)
+
+    def _retire(self, waiter: Callable[[], None]) -> None:
+        with suppress(ValueError):  # it was woken
+            self._waiters.remove(waiter)
 
     def _check_end(self) -> None:
-        if self._closed and not self.queue:
-            raise self._failure or SubscriptionClosed("the subscription was closed, or its runtime stopped")
+        """Raise if waiting is in vain. Only after `poll` has found nothing."""
+        if self._failure is not None and not self.queue:
+            raise self._failure
+        if self._closed or (self._ended and not self.queue):
+            raise SubscriptionClosed("the subscription was closed, or its runtime stopped")
+        if self._check is not None:
+            self._check()
 
     def close(self) -> None:
         """Stop; iteration ends. From any thread."""
+        self._closed = True
         self.bus.detach(self)
         self.queue.clear()
-        self.end()
+        self.wake()
 
     def __iter__(self) -> Iterator[ev.Event]:
         return self

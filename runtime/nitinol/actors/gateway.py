@@ -227,7 +227,7 @@ class _Attempt:
         usage: Usage | None = None
         if self.sent:
             # An HTTP error before the first byte is billed by nobody; anything later is owed, at least the input.
-            refused = not self.characters and self.usage is None and known.status_code is not None
+            refused = not self.characters and self.usage is None and (known.status_code or 0) >= 400
             usage = NO_USAGE if refused else self.usage or self._estimate()
         self.port.tell(
             Failed(

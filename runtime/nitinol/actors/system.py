@@ -120,9 +120,9 @@ class System:
         """Whether the caller is one of the system's loops, which must never block."""
         return self.core.is_current() or self.user.is_current() or self.supervising.is_current()
 
-    def forget(self, key: str) -> None:
-        """Drop an agent and its log. From any thread; soon."""
-        self.core.call(self._forget, key)
+    def forget(self, key: str, after_run: str | None = None) -> None:
+        """Drop an agent and its log, once that run has ended. Soon; from any thread, and from a finalizer."""
+        self.core.call(self._forget, key, after_run)
 
     def stop(self, drain: float, deadline: float) -> Future[None]:
         """Stop everything: new work is refused, runs get `drain` seconds, all ends within about `deadline` seconds."""
@@ -161,6 +161,8 @@ class System:
         self.hook_pool.stop()
         await self.gateway.close()
         self.supervisor.stop()
+        for cell in self.cells.values():
+            cell.stopped()  # whoever still waits for one is told
         self.bus.stop(self.failure or RuntimeStopped("the runtime was stopped"))
 
     async def _until_idle(self, timeout: float) -> None:
@@ -186,7 +188,11 @@ class System:
             finally:
                 forget()
 
-    def _forget(self, key: str) -> None:
+    def _forget(self, key: str, after_run: str | None = None) -> None:
+        cell = self.cells.get(key)
+        if after_run is not None and cell is not None and cell.committed.run is not None:
+            self.bus.when_finished(after_run, partial(self.core.call, self._forget, key))
+            return
         cell = self.cells.pop(key, None)
         if cell is not None:
             cell.stopped()

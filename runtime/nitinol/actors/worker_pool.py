@@ -54,6 +54,8 @@ class Job:
     timer: Timer | None = None
     task: asyncio.Task[Any] | None = None
     worker: Any = None
+    pool: WorkerPool | None = None
+    """Where it runs; set by `submit`."""
 
 
 class Worker(ThreadActor):
@@ -132,6 +134,7 @@ class WorkerPool:
 
     def submit(self, job: Job) -> None:
         """Queue a job. It is refused at once if the pool has stopped, or bears no more given-up threads."""
+        job.pool = self
         if self._stopped:
             self._end(job, "refused", RuntimeError("the runtime is stopping"))
             return

@@ -1,0 +1,120 @@
+"""What a failed request means: a status, a body or a transport's exception as one typed error, without a key in it."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import math
+import re
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from email.utils import parsedate_to_datetime
+from typing import cast
+
+from nitinol import errors
+from nitinol.errors import MalformedResponse, ProviderError
+
+Classify = Callable[[int, str], type[ProviderError] | None]
+"""A vendor's own reading of a status and its body's text; None leaves it to `error_type`."""
+
+_SECRETS = ("authorization", "proxy-authorization", "x-api-key", "api-key", "x-goog-api-key")
+_REQUEST_IDS = ("x-request-id", "request-id", "x-requestid", "x-amzn-requestid", "x-generation-id", "cf-ray")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def error_type(status: int) -> type[ProviderError]:
+    """The error that an HTTP status means, where no vendor's table says more."""
+    if status in (401, 403):
+        return errors.AuthenticationFailed
+    if status == 429:
+        return errors.RateLimited
+    if status in (503, 529):
+        return errors.Overloaded
+    if status == 408 or status >= 500:
+        return errors.ServerError
+    if status >= 400:
+        return errors.InvalidRequest
+    return MalformedResponse
+
+
+def error_message(body: object) -> str:
+    """What an error body says: bytes, text or parsed JSON in any vendor's shape; at most 500 characters of other text."""
+    if isinstance(body, bytes):
+        text = body.decode("utf-8", "replace").strip()
+        try:
+            return error_message(jsonlib.loads(text)) if text[:1] in ("{", "[") else text[:500]
+        except (ValueError, RecursionError):
+            return text[:500]
+    if isinstance(body, list):
+        items = cast("list[object]", body)
+        return error_message(items[0]) if items else ""
+    if isinstance(body, dict):
+        fields = cast("dict[str, object]", body)
+        for key in ("error", "message", "detail", "msg"):
+            if fields.get(key):
+                return error_message(fields[key])
+        return jsonlib.dumps(fields)[:500]
+    return str(body)[:500]
+
+
+def redact(text: str, headers: Mapping[str, str]) -> str:
+    """The text without the keys that were sent in these headers."""
+    for name, value in headers.items():
+        if name.lower() in _SECRETS:
+            words = value.split()
+            for secret in words[1:] or words:  # behind "Bearer"
+                if len(secret) >= 4:  # shorter ones are placeholders, such as "-"
+                    text = text.replace(secret, "[key]")
+    return text
+
+
+def status_error(status: int, headers: Mapping[str, str], body: bytes, classify: Classify | None) -> ProviderError:
+    """The error of an answer whose status is one. `headers` are the answer's, in any case that `in` and `[]` take."""
+    cls = (classify(status, body.decode("utf-8", "replace")) if classify else None) or error_type(status)
+    return cls(f"HTTP {status}: {error_message(body) or cls.summary}", retry_after=_retry_after(headers, status))
+
+
+def complete(
+    error: ProviderError, sent: Mapping[str, str], status: int | None, headers: Mapping[str, str]
+) -> ProviderError:
+    """The same error without the keys that were sent, and with what the answer's headers tell of it."""
+    error.args = (redact(str(error), sent),)
+    error.status_code = error.status_code or status
+    error.request_id = error.request_id or next((headers[name] for name in _REQUEST_IDS if headers.get(name)), None)
+    return error
+
+
+def _retry_after(headers: Mapping[str, str], status: int) -> float | None:
+    """Seconds to wait, as the server asks, or None."""
+    with suppress(ValueError, OverflowError):
+        if "retry-after-ms" in headers:
+            return _seconds(float(headers["retry-after-ms"]) / 1000)
+        if "retry-after" in headers:
+            value = headers["retry-after"]
+            if value.strip()[:1].isalpha():
+                return _seconds(parsedate_to_datetime(value).timestamp() - time.time())
+            return _seconds(float(value))
+        if status == 429:
+            return _reset(headers)
+    return None
+
+
+def _reset(headers: Mapping[str, str]) -> float | None:
+    """From the rate-limit headers: when what is used up is filled again."""
+    waits: list[float] = []
+    for name, value in headers.items():
+        kind = name.removeprefix("x-ratelimit-reset")
+        if kind == name or headers.get(f"x-ratelimit-remaining{kind}", "0") != "0":
+            continue
+        if parts := _DURATION.findall(value):  # "6m0s", "7.66s"
+            waits.append(sum(float(number) * _UNITS[unit] for number, unit in parts))
+        else:
+            number = float(value)  # seconds, or a time in seconds or milliseconds since 1970
+            moment = number / 1000 if number > 1e11 else number
+            waits.append(moment - time.time() if moment > 1e8 else moment)
+    return _seconds(max(waits)) if waits else None
+
+
+def _seconds(value: float) -> float | None:
+    return max(value, 0.0) if math.isfinite(value) else None
