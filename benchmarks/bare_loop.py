@@ -1,12 +1,13 @@
 """The yardstick of `cpu_per_run`: the same loop with nothing around it. Request, stream, JSON, tools, and again.
 
 No types, no retry, no events, no journal, no supervisor, no bound on anything: what a careful engineer writes in an
-afternoon. Lines come from `aiter_lines`, JSON from the standard library.
+afternoon. It splits the bytes itself, which costs less than httpx's `aiter_lines`; JSON is the standard library's.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -64,8 +65,8 @@ async def turn(client: httpx.AsyncClient, url: str, messages: list[dict[str, Any
     calls: list[dict[str, Any]] = []
     async with client.stream("POST", f"{url}/chat/completions", json=body) as response:
         response.raise_for_status()
-        async for line in response.aiter_lines():
-            if not line.startswith("data: ") or line == "data: [DONE]":
+        async for line in lines(response):
+            if not line.startswith(b"data: ") or line == b"data: [DONE]":
                 continue
             for choice in json.loads(line[6:])["choices"]:
                 delta = choice["delta"]
@@ -77,3 +78,12 @@ async def turn(client: httpx.AsyncClient, url: str, messages: list[dict[str, Any
                     else:
                         calls[part["index"]]["function"]["arguments"] += part["function"]["arguments"]
     return "".join(pieces), calls
+
+
+async def lines(response: httpx.Response) -> AsyncIterator[bytes]:
+    """The lines of an answer, as they come."""
+    rest = b""
+    async for chunk in response.aiter_raw():
+        *whole, rest = (rest + chunk).split(b"\n")
+        for line in whole:
+            yield line

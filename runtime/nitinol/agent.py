@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, Literal, TypedDict
 
@@ -24,7 +25,7 @@ Instructions = str | Callable[[HookContext], str]
 Busy = Literal["queue", "reject"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Agent(Generic[OutT]):
     """The definition of an agent. An unknown option is a `TypeError`, a wrong value a `ConfigurationError`."""
 
@@ -73,8 +74,6 @@ class Agent(Generic[OutT]):
     """Tokens; above what the provider knows."""
     prices: PriceList | None = None
     """Above what the provider knows."""
-    digest: str = field(init=False, repr=False)
-    """A hash of everything that changes what the agent does; `deps`, hooks' and functions' code apart."""
 
     def __post_init__(self) -> None:
         for name in ("fallbacks", "tools", "hooks"):
@@ -102,7 +101,6 @@ class Agent(Generic[OutT]):
         for name, allowed in (("busy", ("queue", "reject")), ("on_unpriced", ("block", "warn"))):
             if getattr(self, name) not in allowed:
                 raise ConfigurationError(f"{name}={getattr(self, name)!r} must be one of {allowed}")
-        object.__setattr__(self, "digest", self._digest())
 
     def replace(self, **changes: Any) -> Agent[OutT]:
         """A copy with other options."""
@@ -126,8 +124,10 @@ class Agent(Generic[OutT]):
         """JSON schema of `output=`."""
         return None if self.output is None else pydantic.TypeAdapter(self.output).json_schema()
 
-    def _digest(self) -> str:
-        skipped = {"deps", "hooks", "tools", "instructions", "digest"}
+    @cached_property
+    def digest(self) -> str:
+        """A hash of everything that changes what the agent does; `deps`, hooks' and functions' code apart."""
+        skipped = {"deps", "hooks", "tools", "instructions"}
         shown: dict[str, Any] = {
             item.name: repr(getattr(self, item.name)) for item in fields(self) if item.name not in skipped
         }

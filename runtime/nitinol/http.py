@@ -11,6 +11,7 @@ import base64
 import json as jsonlib
 import math
 import os
+import re
 import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -143,10 +144,11 @@ class Http:
         Raises:
             ProviderError: Whatever fails, as the type that says whether to retry. No message holds a header's key.
         """
-        url, headers = _without_user(url, headers or {})
+        headers = headers or {}
         watch = _Watch(self._stall, self._deadline)
         response: httpx.Response | None = None
         try:
+            url, headers = _without_user(url, headers)
             watch.resume()
             client = await self._pool.client(url)
             body = None if json is None else _encode(json)
@@ -302,6 +304,8 @@ def _is_secure(url: str) -> bool:
 
 def _without_user(url: str, headers: Mapping[str, str]) -> tuple[str, Mapping[str, str]]:
     """The user of an address as a header, which is what it means: aiohttp refuses it beside other headers."""
+    if "@" not in url:
+        return url, headers
     parts = urlsplit(url)
     user, at, host = parts.netloc.rpartition("@")
     if not at:
@@ -333,5 +337,5 @@ def _network_error(error: Exception, what: str) -> ProviderError:
 
 
 def _shown(url: str) -> str:
-    """An address without its query, which may hold a key."""
-    return url.partition("?")[0]
+    """An address without what may be secret: its query and its user."""
+    return re.sub("//[^/]*@", "//", url.partition("?")[0])

@@ -936,7 +936,7 @@ def _failed(d: _Decision, input: Failed) -> None:
     delay = _retry_delay(agent, run)
     due = run.due()
     if due is not None and d.now >= due:
-        return d.end("deadline", "deadline_exceeded", f"the deadline of {run.deadline:g} s has passed")
+        return d.finish("deadline_exceeded", f"the deadline of {run.deadline:g} s has passed", text=input.text)
     in_time = due is None or d.now + int(delay * 1e9) < due
     if input.retryable and run.failures < agent.retry.attempts and in_time:
         d.emit(ev.ModelRetrying, attempt=input.attempt, delay=delay)

@@ -73,7 +73,7 @@ class ToolContext:
     deadline: float | None = None
     """Seconds since 1970, UTC, when the call is given up; `None` = never."""
     is_cancelled: Callable[[], bool] = field(default=lambda: False, repr=False)
-    report: Callable[[Any], None] = field(default=lambda data: None, repr=False)
+    report: Callable[[Any], object] = field(default=lambda data: None, repr=False)
 
     @property
     def cancelled(self) -> bool:

@@ -365,7 +365,7 @@ class TestErrors:
         assert server.requests[0].headers["authorization"] == "Basic dXNAZXI6cGFzcw=="
 
     def test_an_address_that_is_none_is_the_callers_mistake(self, transport: Transport) -> None:
-        for url in ("ftp://127.0.0.1/", "http://"):
+        for url in ("ftp://127.0.0.1/", "http://", "http://user:pass@[::1/", "nonsense"):
             with pytest.raises(errors.InvalidRequest):
                 fetch(transport, url)
 

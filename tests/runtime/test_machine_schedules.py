@@ -455,7 +455,6 @@ class World:
         self.ids = 0
         self.portraits: list[Portrait] = []
         self.counts: Counter[str] = Counter()
-        self.expected_recoveries: int | None = None
         self.open_up()
 
     # -- the actor
@@ -590,7 +589,7 @@ class World:
             self.decide(Crashed(error_type="RuntimeError", error="boom"))
             if rng.random() < 0.1:
                 self.decide(Park(restarts=5, reason="too many crashes"))
-        self.open_up(restarts=0 if killed else rng.randrange(1, 4), clean=False)
+        self.open_up(restarts=0 if killed else rng.randrange(1, 4))
 
     def restart_cleanly(self) -> None:
         """The agent is stopped on purpose, and started again."""
@@ -607,9 +606,9 @@ class World:
         self.attempts.clear()
         self.pool.clear()
         self.up = False
-        self.open_up(clean=True)
+        self.open_up()
 
-    def open_up(self, restarts: int = 0, clean: bool = False) -> None:
+    def open_up(self, restarts: int = 0) -> None:
         run, known = self.state.run, self.pool
         adopted = {
             (at[2], execution.number)
@@ -620,9 +619,8 @@ class World:
             adopted.add((self.rng.choice(("c0", "c1")), 99))  # of an execution that is not the log's
         expected = None
         if run is not None:
-            held = {(call_id, number) for call_id, number in adopted}
-            lost = any(call.stage == "running" and (call.call.call_id, call.execution) not in held for call in run.calls)
-            expected = run.recoveries + (not clean and (lost or run.attempt_open))
+            lost = any(call.stage == "running" and (call.call.call_id, call.execution) not in adopted for call in run.calls)
+            expected = run.recoveries + (not self.state.stopped and (lost or run.attempt_open))
         events, after = step(
             self.state,
             Opened(adopted=frozenset(adopted), restarts=restarts, delay=0.5, by_hand=self.state.parked),

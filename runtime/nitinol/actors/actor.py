@@ -129,6 +129,11 @@ class LoopActor(pykka.Actor):
         """`actor_ref.tell` for those who hold the actor: no reference, no liveness check."""
         cast("Inbox", self.actor_inbox).put(Envelope(message))
 
+    def halt(self) -> None:
+        """Stop at once, before the messages that wait. On its loop, and not from one of its own handlers."""
+        if not self.actor_stopped.is_set():
+            self._stop()
+
     def _start_actor_loop(self) -> None:
         self._loop.call(self._begin)
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, cast
@@ -25,10 +26,10 @@ from nitinol.actors.supervisor import AgentSupervisor, ChildDown, Wake
 from nitinol.actors.tool_runner import ToolRunner
 from nitinol.agent import Agent
 from nitinol.env import Env, Loop, Timer
-from nitinol.errors import AgentDown, AgentParked, AgentStopped, NitinolError, RuntimeStopped
+from nitinol.errors import AgentDown, AgentParked, AgentStopped, AlreadyResolved, NitinolError, RuntimeStopped
 from nitinol.hooks import Halt
 from nitinol.journal.base import Journal, Opening
-from nitinol.logs import get_logger
+from nitinol.logs import describe, get_logger
 from nitinol.machine import (
     CallModel,
     Cancel,
@@ -62,6 +63,8 @@ class Request:
 
     input: Input
     answer: Callable[[Events | BaseException], None]
+    then: Callable[[], object] | None = None
+    """Done on the core loop when the input is committed, before anything else can see it."""
     tries: int = 0
 
 
@@ -200,6 +203,10 @@ class Cell:
             self.actor.post(request)
 
     def _accept(self, request: Request) -> None:
+        stopped = self.services.bus.stopped
+        if stopped is not None:
+            request.answer(stopped)
+            return
         match self.life:
             case "parked":
                 request.answer(
@@ -234,17 +241,18 @@ class Cell:
         if self.actor is not actor:
             return
         self.actor = None
-        if error is None:
+        if error is None or self.life == "stopped":
             return
         self.life = "backoff"
+        crashed = Crashed(error_type=type(error).__name__, error=describe(error)[:2000])
         get_logger().warning(
-            "agent crashed", agent=self.committed.agent, key=self.key, error=repr(error), exc_info=error
+            "agent crashed", agent=self.committed.agent, key=self.key, error_type=crashed.error_type, exc_info=error
         )
         for request in list(self.requests or ()):
             if request.tries >= TRIES:
-                self.settled(request, AgentDown(f"agent {self.key!r} died {request.tries} times over this: {error!r}"))
+                why = f"agent {self.key!r} died {request.tries} times over this: {crashed.error_type}: {crashed.error}"
+                self.settled(request, AgentDown(why))
         # The cell writes, under a new epoch: nothing of the dead incarnation can come after it.
-        crashed = Crashed(error_type=type(error).__name__, error=str(error)[:2000])
         supervise = partial(self.services.supervisor.post, ChildDown(self, f"{crashed.error_type}: {crashed.error}"))
         self._write(crashed, supervise)
 
@@ -256,13 +264,19 @@ class Cell:
         self._write(Park(restarts=restarts, reason=reason), self._wake_waiters)
 
     def stopped(self) -> None:
-        """The agent was stopped on purpose."""
+        """The agent was stopped on purpose, and its last hook has run."""
         self.life = "stopped"
         if self.actor is not None:
-            self.actor.stop()
-        for request in list(self.requests or ()):
-            self.settled(request, AgentStopped(f"agent {self.key!r} was stopped"))
+            self.actor.halt()
+        self.backlog = None
+        gone = AgentStopped(f"agent {self.key!r} was stopped; rt.start(agent, key={self.key!r}) starts it again")
+        self.refuse(gone)
         self._wake_waiters()
+
+    def refuse(self, error: Exception) -> None:
+        """Answer all who wait to be accepted; those who wanted it stopped have what they want."""
+        for request in list(self.requests or ()):
+            self.settled(request, () if isinstance(request.input, Stop) else error)
 
     def _give_up(self, error: Exception) -> None:
         self.life = "parked"
@@ -328,7 +342,11 @@ class AgentActor(LoopActor):
                 if isinstance(message, Opened) and self.cell.definition.has_hook("agent_start"):
                     self.held = True
                     self.services.core.spawn(self._agent_start())
-                if not self._decide(message) and isinstance(message, Opened):
+                try:
+                    decided = self._decide(message)
+                except AlreadyResolved:  # a hook's word on a run that has ended meanwhile; nobody waits for it
+                    decided = False
+                if not decided and isinstance(message, Opened):
                     self._reconcile()
 
     def on_failure(self, exception_type: Any, exception_value: Any, traceback: Any) -> None:
@@ -355,7 +373,7 @@ class AgentActor(LoopActor):
         except NitinolError as refusal:
             self.cell.settled(request, refusal)
             return
-        if not decided:
+        if not decided and not isinstance(request.input, Stop):
             self.cell.settled(request, ())
         if self.refusal is not None and isinstance(request.input, Send):
             self.post(Cancel(run_id=request.input.run_id, by="agent_start", status="halted", reason=self.refusal))
@@ -382,7 +400,10 @@ class AgentActor(LoopActor):
         cell.committed = state
         self.services.bus.publish(events)
         if request is not None:
-            cell.settled(request, events)
+            if request.then is not None:
+                request.then()
+            if not isinstance(request.input, Stop):  # that one is answered when the agent has stopped
+                cell.settled(request, events)
         for event in events:
             if event.type == "run.finished" and cell.definition.has_hook("after_run"):
                 self.services.core.spawn(self._after_run(event.run_id or ""))

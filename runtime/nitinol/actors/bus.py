@@ -359,8 +359,9 @@ class Subscription:
             return event
 
     def _gap(self) -> ev.BusGap:
+        after = self._lost_after
         lost, self._lost = self._lost, 0
-        return ev.BusGap(ts=self.bus.env.now(), position=self._lost_after, lost=lost, after=self._lost_after)
+        return ev.BusGap(ts=self.bus.env.now(), position=after, lost=lost, after=after)
 
     def _catch_up(self) -> bool:
         """Read a page of the journal into the queue, or join the live stream; whether to look at the queue again."""

@@ -1,0 +1,95 @@
+"""Memory of an idle agent: resident bytes of a fresh process before and after 10,000 and 100,000 agents come up.
+
+Each is started by `Runtime.start` and has no conversation yet. The breakdown walks from one agent to everything that no other
+agent can reach, and adds up `sys.getsizeof`: what the difference leaves over is the allocator's, and the journal's.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+import time
+from collections import Counter
+from types import FunctionType, ModuleType
+from typing import Any
+
+import measure
+
+WARM = 200
+
+
+def reachable(root: object) -> dict[int, object]:
+    """Everything that can be reached from here, by its id; not through modules, classes and functions."""
+    found: dict[int, object] = {}
+    waiting = [root]
+    while waiting:
+        item = waiting.pop()
+        if id(item) in found or isinstance(item, (ModuleType, type, FunctionType)):
+            continue
+        found[id(item)] = item
+        waiting.extend(gc.get_referents(item))
+    return found
+
+
+def own(root: object, other: object) -> Counter[str]:
+    """Bytes by type of what `root` has to itself."""
+    shared = reachable(other)
+    sizes: Counter[str] = Counter()
+    for place, item in reachable(root).items():
+        if place not in shared:
+            sizes[type(item).__qualname__] += sys.getsizeof(item)
+    return sizes
+
+
+def inner(count: int) -> None:
+    from nitinol import Agent, Runtime
+    from nitinol.testing import ScriptedProvider
+
+    agent = Agent(name="bench", model=ScriptedProvider([]), instructions="You wait.")
+
+    def start(rt: Runtime, first: int, last: int) -> Any:
+        refs = [rt.start(agent, key=f"bench/{number}") for number in range(first, last)]
+        for ref in refs:
+            while ref.status().state != "idle":
+                time.sleep(0.01)
+        return refs[-1]
+
+    with Runtime() as rt:
+        start(rt, 0, WARM)
+        gc.collect()
+        before, began = measure.rss(), measure.cpu()
+        last = start(rt, WARM, WARM + count)
+        spent = measure.cpu() - began
+        gc.collect()
+        after = measure.rss()
+        parts = own(last._cell, rt.get("bench/0")._cell)
+        log = rt._system.journal.read
+        parts["(its log) " + "Event"] += sum(own(log(last.key), log("bench/0")).values())
+        print(json.dumps({"bytes": (after - before) / count, "cpu": spent, "parts": parts.most_common()}), flush=True)
+
+
+def main(counts: list[int]) -> None:
+    measure.title("idle_memory: resident bytes of an idle agent")
+    found = {count: measure.child("idle_memory.py", "--count", str(count)) for count in counts}
+    measure.table(
+        ["agents", "bytes/agent", "KiB", "start, CPU us"],
+        [
+            [f"{count:,}", f"{row['bytes']:.0f}", f"{row['bytes'] / 1024:.2f}", f"{row['cpu'] / count * 1e6:.0f}"]
+            for count, row in found.items()
+        ],
+    )
+    parts: list[tuple[str, int]] = found[counts[0]]["parts"]
+    total = sum(size for _, size in parts)
+    shown = ", ".join(f"{name} {size}" for name, size in parts[:12])
+    print(f"  of which one agent's own objects, {total} bytes: {shown}")
+
+
+if __name__ == "__main__":
+    parser = measure.options(__doc__)
+    parser.add_argument("--count", type=int)
+    given = parser.parse_args()
+    if given.count:
+        inner(given.count)
+    else:
+        main([1_000, 10_000] if given.quick else [10_000, 100_000])
