@@ -1,7 +1,7 @@
 """Memory of an idle agent: resident bytes of a fresh process before and after 10,000 and 100,000 agents come up.
 
 Each is started by `Runtime.start` and has no conversation yet. The breakdown walks from one agent to everything that no other
-agent can reach, and adds up `sys.getsizeof`: what the difference leaves over is the allocator's, and the journal's.
+agent can reach, and adds up their sizes by type.
 """
 
 from __future__ import annotations
@@ -19,31 +19,33 @@ import measure
 WARM = 200
 
 
-def reachable(root: object) -> dict[int, object]:
-    """Everything that can be reached from here, by its id; not through modules, classes and functions."""
+def reachable(root: object, walls: tuple[type, ...]) -> dict[int, object]:
+    """Everything that can be reached from here, by its id; not through modules, classes, functions and `walls`."""
     found: dict[int, object] = {}
     waiting = [root]
     while waiting:
         item = waiting.pop()
-        if id(item) in found or isinstance(item, (ModuleType, type, FunctionType)):
+        if id(item) in found or isinstance(item, (ModuleType, type, FunctionType, *walls)):
             continue
         found[id(item)] = item
         waiting.extend(gc.get_referents(item))
     return found
 
 
-def own(root: object, other: object) -> Counter[str]:
-    """Bytes by type of what `root` has to itself."""
-    shared = reachable(other)
+def own(root: object, other: object, walls: tuple[type, ...]) -> Counter[str]:
+    """Bytes by type of what `root` has to itself; `walls` are types of what all agents share."""
+    shared = reachable(other, walls)
     sizes: Counter[str] = Counter()
-    for place, item in reachable(root).items():
+    for place, item in reachable(root, walls).items():
         if place not in shared:
-            sizes[type(item).__qualname__] += sys.getsizeof(item)
+            sizes[type(item).__qualname__] += sys.getsizeof(item) + (16 if gc.is_tracked(item) else 0)
     return sizes
 
 
 def inner(count: int) -> None:
     from nitinol import Agent, Runtime
+    from nitinol.actors.agent_actor import Services
+    from nitinol.env import Env, LoopThread
     from nitinol.testing import ScriptedProvider
 
     agent = Agent(name="bench", model=ScriptedProvider([]), instructions="You wait.")
@@ -63,9 +65,10 @@ def inner(count: int) -> None:
         spent = measure.cpu() - began
         gc.collect()
         after = measure.rss()
-        parts = own(last._cell, rt.get("bench/0")._cell)
-        log = rt._system.journal.read
-        parts["(its log) " + "Event"] += sum(own(log(last.key), log("bench/0")).values())
+        walls = (Agent, Env, LoopThread, Services)
+        system = rt._system
+        parts = own(last._cell, rt.get("bench/0")._cell, walls)
+        parts.update(own(system.journal.read(last.key), system.journal.read("bench/0"), walls))
         print(json.dumps({"bytes": (after - before) / count, "cpu": spent, "parts": parts.most_common()}), flush=True)
 
 
@@ -82,7 +85,8 @@ def main(counts: list[int]) -> None:
     parts: list[tuple[str, int]] = found[counts[0]]["parts"]
     total = sum(size for _, size in parts)
     shown = ", ".join(f"{name} {size}" for name, size in parts[:12])
-    print(f"  of which one agent's own objects, {total} bytes: {shown}")
+    print(f"  one agent's own objects and its log, {total} bytes: {shown}")
+    print("  the rest is the tables that all agents are in, and what the allocator keeps")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from nitinol.messages import DeltaKind, InputMode, Media, Message, Outcome, RunS
 from nitinol.usage import Usage
 
 T = TypeVar("T")
+E = TypeVar("E", bound="EventBase")
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, eq_default=False)
@@ -578,6 +579,12 @@ def from_dict(data: Mapping[str, Any]) -> Event:
     known = {field.name for field in fields(cls)}
     event = _adapter(cls).validate_python({name: value for name, value in values.items() if name in known})
     return cast("Event", event)
+
+
+def ephemeral(event_class: type[E], envelope: EventBase, ts: int, seq: int, **payload: Any) -> E:
+    """An ephemeral event in the envelope of a durable one. Its position is given when it is published."""
+    values: dict[str, Any] = {name: getattr(envelope, name) for name in ENVELOPE}
+    return event_class(**{**values, "ts": ts, "seq": seq, **payload})
 
 
 def delta_maker(envelope: EventBase) -> Callable[[int, int, int, DeltaKind, str, int], ModelDelta]:

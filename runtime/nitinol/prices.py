@@ -38,8 +38,10 @@ def to_money(value: Money, name: str) -> Decimal:
 class PriceList(Protocol):
     """What the runtime asks of prices. Providers may add tiers, hour-long cache writes and tool fees."""
 
-    source: str
-    """Where the prices come from, with a date; it stands in every `usage.updated`."""
+    @property
+    def source(self) -> str:
+        """Where the prices come from, with a date; it stands in every `usage.updated`."""
+        ...
 
     def cost(self, usage: Usage) -> Decimal | None:
         """What this usage costs; `None` where a part of it has no known price."""

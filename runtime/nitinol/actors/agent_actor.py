@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, cast
@@ -116,7 +115,7 @@ class Cell:
 
     # -- from any thread
 
-    def submit(self, input: Input) -> Future[Events]:
+    def submit(self, input: Input, then: Callable[[], object] | None = None) -> Future[Events]:
         """A user's input. The future holds its committed events, or the error that refused it."""
         future: Future[Events] = Future()
 
@@ -128,8 +127,24 @@ class Cell:
             else:
                 future.set_result(outcome)
 
-        if not self.services.core.call(self._accept, Request(input, answer)):
+        if not self.services.core.call(self._accept, Request(input, answer, then)):
             answer(RuntimeStopped("the runtime was stopped"))
+        return future
+
+    def resume(self) -> Future[Events]:
+        """Try again now, if it is parked or in backoff. The future ends once inputs are accepted again."""
+        future: Future[Events] = Future()
+
+        def resume() -> None:
+            if self.life == "parked":
+                self.life = "backoff"
+            if self.life == "backoff":
+                self.services.supervisor.post(Wake(self, by_hand=True))
+            future.set_result(())
+
+        if not self.services.core.call(resume):
+            future = Future()  # the call may be carried out after all
+            future.set_exception(RuntimeStopped("the runtime was stopped"))
         return future
 
     def restart(self, restarts: int, delay: float, by_hand: bool) -> None:

@@ -20,7 +20,7 @@ from nitinol.http import HttpPool
 from nitinol.logs import get_logger
 from nitinol.machine import Answered, AttemptReady, CallModel, Cancel, Failed
 from nitinol.prices import PriceList
-from nitinol.provider import Delta, ModelRequest, ModelResponse, Provider, UsageSoFar
+from nitinol.provider import Delta, ModelInfo, ModelRequest, ModelResponse, Provider, UsageSoFar
 from nitinol.repair import view
 from nitinol.state import AgentState
 from nitinol.tool_spec import Tool
@@ -33,6 +33,8 @@ class ModelGateway:
     def __init__(self, env: Env, core: Loop, bus: EventBus, hooks: HookRunner) -> None:
         self.env, self.core, self.bus, self.hooks = env, core, bus, hooks
         self.http = HttpPool()
+        self.known: set[type] = set()
+        """Classes of providers that have told what they know of a model."""
         self.log = get_logger()
 
     def start(self, effect: CallModel, port: Port, agent: Agent[Any], state: AgentState) -> Stopper:
@@ -54,6 +56,7 @@ class _Attempt:
     ) -> None:
         self.gateway, self.effect, self.port, self.agent, self.state = gateway, effect, port, agent, state
         self.provider: Provider | None = None
+        self.info = ModelInfo()
         self.prices: PriceList | None = None
         self.sent = False
         self.texts: list[str] = []
@@ -108,8 +111,8 @@ class _Attempt:
         if effect.model_index == 0 and state.model is not None and state.model != model_name(model):
             model = state.model
         self.provider = providers.overridden() or providers.resolve(model)
-        info = self.provider.info()
-        self.prices = agent.prices or info.prices
+        self.info = await self._ask_info(self.provider)
+        self.prices = agent.prices or self.info.prices
         messages, self.added, self.removed = view(state.transcript)
         instructions = agent.instructions
         if callable(instructions):
@@ -142,6 +145,15 @@ class _Attempt:
             request = cast("ModelRequest", answer)
         return request
 
+    async def _ask_info(self, provider: Provider) -> ModelInfo:
+        # A provider's first answer may import a catalogue of prices, which takes longer than actors should wait.
+        known = self.gateway.known
+        if type(provider) in known:
+            return provider.info()
+        info: ModelInfo = await self.gateway.hooks.call(provider.info, timeout=30.0, group=self.port.key)
+        known.add(type(provider))
+        return info
+
     async def _announce(self, request: ModelRequest) -> ev.ModelStarted | None:
         """Commit `model.started`; `None` if the run has moved on, or its budget says no."""
         effect, provider = self.effect, cast("Provider", self.provider)
@@ -154,7 +166,7 @@ class _Attempt:
             provider=provider.name,
             model=provider.model,
             input_tokens=self.input_tokens,
-            max_output_tokens=request.max_output_tokens or provider.info().max_output_tokens,
+            max_output_tokens=request.max_output_tokens or self.info.max_output_tokens,
             prices=self.prices,
             added=self.added,
             removed=self.removed,
@@ -174,7 +186,8 @@ class _Attempt:
                 if isinstance(part, Delta):
                     if not self.characters:
                         seconds = gateway.env.monotonic() - started
-                        bus.publish([_ephemeral(began, ev.ModelFirstToken, gateway.env.now(), seconds=seconds)])
+                        first = ev.ephemeral(ev.ModelFirstToken, began, gateway.env.now(), port.committed.seq, seconds=seconds)
+                        bus.publish([first])
                     self.characters += len(part.text)
                     if part.kind == "text":
                         self.texts.append(part.text)
@@ -270,23 +283,6 @@ class _Attempt:
         if usage.reported_cost is not None:
             return usage.reported_cost
         return self.prices.cost(usage) if self.prices is not None else None
-
-
-def _ephemeral(began: ev.ModelStarted, event_class: type[Any], ts: int, **payload: Any) -> Any:
-    return event_class(
-        id=began.id,
-        seq=began.seq,
-        ts=ts,
-        agent=began.agent,
-        key=began.key,
-        incarnation=began.incarnation,
-        run_id=began.run_id,
-        parent_run_id=began.parent_run_id,
-        root_run_id=began.root_run_id,
-        turn=began.turn,
-        attempt=began.attempt,
-        **payload,
-    )
 
 
 def _cancel(task: asyncio.Task[Any]) -> None:

@@ -97,7 +97,7 @@ class _Execution:
         self.runner, self.effect, self.port, self.agent = runner, effect, port, agent
         self.run, self.call, self.tool = run, call, tool
         self.at = (effect.run_id, effect.turn, effect.call_id)
-        self.number = 0
+        self.started: ev.ToolStarted | None = None
         self.job = Job(
             group=port.key,
             run=self._call_async if tool.is_async else self._call,
@@ -107,6 +107,11 @@ class _Execution:
             grant=self._ask_grant,
             late=self._late,
         )
+
+    @property
+    def number(self) -> int:
+        """Which execution of its call; 0 before it started."""
+        return 0 if self.started is None else self.started.execution
 
     def cancel(self) -> None:
         self.runner.pool.cancel(self.job)
@@ -124,7 +129,7 @@ class _Execution:
                 self.runner.ended(self)
                 proceed(False)
             else:
-                self.number = started.execution
+                self.started = started
                 proceed(True)
 
         future.add_done_callback(answered)
@@ -190,25 +195,12 @@ class _Execution:
         self.runner.ended(self)
 
     def _late(self, after: float) -> None:
-        self.runner.publish(self._event(ev.ToolLateResult, after=after))
+        self._publish(ev.ToolLateResult, after=after)
 
-    def _event(self, event_class: Any, **payload: Any) -> ev.Event:
-        committed, run = self.port.committed, self.run
-        event: ev.Event = event_class(
-            id=f"{committed.key}#{committed.seq}+",
-            seq=committed.seq,
-            ts=self.runner.env.now(),
-            agent=committed.agent,
-            key=committed.key,
-            incarnation=committed.incarnation,
-            run_id=run.run_id,
-            parent_run_id=run.parent_run_id,
-            root_run_id=run.root_run_id,
-            turn=self.effect.turn,
-            call_id=self.effect.call_id,
-            **payload,
-        )
-        return event
+    def _publish(self, event_class: type[Any], **payload: Any) -> None:
+        if self.started is not None:
+            now, seq = self.runner.env.now(), self.port.committed.seq
+            self.runner.publish(ev.ephemeral(event_class, self.started, now, seq, **payload))
 
     # -- on a worker's thread, or the user loop
 
@@ -241,7 +233,7 @@ class _Execution:
         )
 
     def _progress(self, data: Any) -> None:
-        self.runner.publish(self._event(ev.ToolProgress, data=data))
+        self._publish(ev.ToolProgress, data=data)
 
 
 def _answer(effect: RunTool, execution: int, outcome: Outcome, text: str, duration: float = 0.0) -> Done:
