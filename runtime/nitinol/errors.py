@@ -15,6 +15,9 @@
       RunFailed                 `.result` says how; from `output` and `raise_for_status`
       RuntimeStopped            the runtime was stopped
         RuntimeDown             its root supervisor failed
+      StorageFailed             the store cannot be read or written; agents wait until it can
+        StoreInUse              another process owns it
+        NewerSchema             a newer version wrote it
       WouldDeadlock             a blocking call on one of the runtime's own loops
       SubscriptionClosed        no more events will come
       SubscriptionOverflow      a subscription with `overflow="close"` fell behind
@@ -94,6 +97,18 @@ class RuntimeStopped(NitinolError):
 
 class RuntimeDown(RuntimeStopped):
     """The runtime's root supervisor failed; open a new runtime."""
+
+
+class StorageFailed(NitinolError):
+    """The store cannot be opened, read or written. Nothing is acknowledged that it does not hold."""
+
+
+class StoreInUse(StorageFailed):
+    """Another process owns the store; the message names it."""
+
+
+class NewerSchema(StorageFailed):
+    """A newer version of Nitinol wrote the store."""
 
 
 class WouldDeadlock(NitinolError, RuntimeError):

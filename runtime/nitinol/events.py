@@ -581,6 +581,22 @@ def from_dict(data: Mapping[str, Any]) -> Event:
     return cast("Event", event)
 
 
+def pack(event: EventBase) -> bytes:
+    """A durable event's fields for a store, without its type and position, and what of its envelope says nothing."""
+    silent = {name for name, default in _SILENT.items() if getattr(event, name) == default}
+    silent.add("position")
+    return _adapter(event.__class__).dump_json(event, exclude=silent)
+
+
+def unpack(type: str, body: bytes) -> EventBase:
+    """The inverse of `pack`. A type this version does not know becomes `Custom`."""
+    cls = TYPES.get(type)
+    if cls is not None:
+        return _adapter(cls).validate_json(body)
+    data: dict[str, Any] = json.loads(body)
+    return from_dict({**data, "type": type})
+
+
 def ephemeral(event_class: type[E], envelope: EventBase, ts: int, seq: int, **payload: Any) -> E:
     """An ephemeral event in the envelope of a durable one. Its position is given when it is published."""
     values: dict[str, Any] = {name: getattr(envelope, name) for name in ENVELOPE}
@@ -665,4 +681,5 @@ def _adapter(cls: type[EventBase]) -> TypeAdapter[EventBase]:
     return adapter
 
 
+_SILENT = {field.name: field.default for field in fields(EventBase)}
 _adapters: dict[str, TypeAdapter[EventBase]] = {}

@@ -102,6 +102,11 @@ class Resolve:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """Nothing happens; who asks knows then that the log was read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reset:
     """Forget the conversation."""
 
@@ -217,7 +222,7 @@ class Tick:
 
 
 Input: TypeAlias = (
-    Opened | Crashed | Park | Send | Add | Cancel | Resolve | Reset | Configure | Stop
+    Opened | Crashed | Park | Look | Send | Add | Cancel | Resolve | Reset | Configure | Stop
     | AttemptReady | Answered | Failed | Prepared | Granted | Done | Tick
 )  # fmt: skip
 
@@ -617,6 +622,7 @@ def _plus(total: Decimal | None, cost: Decimal | None) -> Decimal | None:
 
 
 def _opened(d: _Decision, input: Opened) -> None:
+    suspended = d.state.stopped
     recovered, stopped = d.state.incarnation > 0, d.state.stopped
     if d.state.parked and input.by_hand:
         d.emit(ev.AgentResumed)
@@ -633,7 +639,7 @@ def _opened(d: _Decision, input: Opened) -> None:
         for call in run.calls
         if call.stage == "running" and (call.call.call_id, call.execution) not in input.adopted
     ]
-    at_work = run.attempt_open or bool(lost)
+    at_work = not suspended and (run.attempt_open or bool(lost))
     recoveries = run.recoveries + (at_work and not stopped)  # a clean stop never counts
     d.emit(ev.RunResumed, reason="recovered", recoveries=recoveries)
     if run.attempt_open:
@@ -745,6 +751,10 @@ def _resolve(d: _Decision, input: Resolve) -> None:
     if input.decision == "deny":
         d.answer(call, "denied", f"The call was denied by {input.by}" + (f": {input.reason}" if input.reason else "."))
     d.after_answer()
+
+
+def _look(d: _Decision, input: Look) -> None:
+    """No event."""
 
 
 def _reset(d: _Decision, input: Reset) -> None:
@@ -1019,6 +1029,7 @@ _DECIDE: dict[type[Any], Any] = {
     Add: _add,
     Cancel: _cancel,
     Resolve: _resolve,
+    Look: _look,
     Reset: _reset,
     Configure: _configure,
     Stop: _stop,

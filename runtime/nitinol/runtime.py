@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
 from typing import Any, Generic, Literal, Self
 
 from nitinol import events as ev
@@ -20,7 +22,7 @@ from nitinol.agent import Agent, model_name
 from nitinol.env import Env
 from nitinol.errors import AgentStopped, ConfigurationError, NotFound, RuntimeDown, RuntimeStopped, WouldDeadlock
 from nitinol.handle import RunHandle, Waiting, result_of, wait
-from nitinol.journal import MemoryJournal
+from nitinol.journal import open_journal
 from nitinol.machine import Cancel, Configure, Input, Reset, Send, Stop
 from nitinol.messages import Message, Prompt, to_message
 from nitinol.provider import Provider
@@ -321,11 +323,12 @@ class AgentRef(Generic[OutT]):
 class Runtime:
     """The supervision tree, a journal and an event bus. Use it with `with` or `async with`.
 
-    Leaving the block lets open runs finish for `drain` seconds, then ends them `cancelled`, and stops everything.
+    Leaving the block lets open runs finish for `drain` seconds, then stops everything. Runs that are still open are
+    suspended, and go on when the store is opened again; without a store they end `cancelled`.
 
     Args:
-        store: Where the journal is kept. `None` = in memory, as long-lived as the process; the only one so far.
-        agents: Definitions that the runtime knows by name.
+        store: Where the journal is kept: a path, `sqlite:///path`, or `None` for in memory, as long-lived as the process.
+        agents: Definitions that the runtime knows by name; runs of theirs that were interrupted go on at once.
         workers: Threads for tools that are plain functions, shared fairly by all agents.
         drain: Seconds that open runs get on a clean stop.
         shutdown: Seconds within which a stop ends, come what may.
@@ -336,7 +339,7 @@ class Runtime:
 
     def __init__(
         self,
-        store: str | None = None,
+        store: str | Path | None = None,
         *,
         agents: Sequence[Agent[Any]] = (),
         workers: int = 32,
@@ -344,8 +347,6 @@ class Runtime:
         shutdown: float = 30.0,
         env: Env | None = None,
     ) -> None:
-        if store is not None:
-            raise ConfigurationError(f"store={store!r}: this version keeps its journal in memory only; leave store out")
         if workers < 1:
             raise ConfigurationError(f"workers={workers!r} must be 1 or more")
         self._drain, self._shutdown = drain, shutdown
@@ -353,10 +354,14 @@ class Runtime:
         for agent in agents:
             if self._definitions.setdefault(agent.name, agent) is not agent:
                 raise ConfigurationError(f"two agents are called {agent.name!r}")
-        journal = MemoryJournal()
         results: list[System] = []
-        self._system = System(env or Env(), journal, workers, lambda key, run_id: result_of(results[0], key, run_id))
+        self._system = System(
+            env or Env(), partial(open_journal, store), workers, lambda key, run_id: result_of(results[0], key, run_id)
+        )
         results.append(self._system)
+        for head in self._system.journal.heads(interrupted=True):
+            if head.agent in self._definitions:
+                self._system.cell(self._definitions[head.agent], head.key)
         self._closed = False
         _open.add(self._system)
 
@@ -390,7 +395,7 @@ class Runtime:
             NotFound: No agent lives there.
         """
         self._system.check()
-        cell = self._system.cells.get(key)
+        cell = self._cell(key)
         if cell is None:
             raise NotFound(f"no agent lives at {key!r}; rt.start(agent, key={key!r}) starts one")
         return AgentRef(self._system, cell, cell.definition.output)
@@ -411,7 +416,7 @@ class Runtime:
         """
         self._system.check()
         found = self._system.journal.find_run(run_id)
-        cell = None if found is None else self._system.cells.get(found[0])
+        cell = None if found is None else self._cell(found[0])
         if cell is None:
             raise NotFound(f"no run {run_id!r} is known here")
         return RunHandle(self._system, cell, run_id, cell.definition.output)
@@ -544,6 +549,15 @@ class Runtime:
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         await self.astop(drain=0.0 if kind is not None else None)
+
+    def _cell(self, key: str) -> Cell | None:
+        """The live agent of a key; one that only the store knows is started, if its definition was given."""
+        cell = self._system.cells.get(key)
+        if cell is None:
+            head = self._system.journal.head(key)
+            if head is not None and head.agent in self._definitions:
+                cell = self._system.cell(self._definitions[head.agent], key)
+        return cell
 
     def _definition(self, agent: Agent[OutT] | str) -> Agent[OutT]:
         if not isinstance(agent, str):

@@ -235,10 +235,10 @@ class AgentState:
         if event.seq != self.seq + 1:
             raise BrokenLog(f"agent {self.key!r}: event {event.seq} follows {self.seq}; the log has a gap or a double")
         self.seq = event.seq
-        self.last_event_at = event.ts
         change = _CHANGES.get(event.type)
         if change is not None:
             change(self, event)
+        self.last_event_at = event.ts
         return self
 
 
@@ -298,6 +298,8 @@ def _on(event_class: type[E]) -> Callable[[Callable[[AgentState, E], None]], Cal
 def _agent_started(state: AgentState, event: ev.AgentStarted) -> None:
     state.incarnation = event.incarnation
     state.started_at = state.started_at or event.ts
+    if state.run is not None and state.run.paused_at is None:
+        state.run.paused += max(event.ts - state.last_event_at, 0)  # no process ran: that is not the run's time
     state.parked = state.stopped = False
 
 

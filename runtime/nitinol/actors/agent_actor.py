@@ -25,7 +25,7 @@ from nitinol.actors.supervisor import AgentSupervisor, ChildDown, Wake
 from nitinol.actors.tool_runner import ToolRunner
 from nitinol.agent import Agent
 from nitinol.env import Env, Loop, Timer
-from nitinol.errors import AgentDown, AgentParked, AgentStopped, AlreadyResolved, NitinolError, RuntimeStopped
+from nitinol.errors import AgentDown, AgentParked, AgentStopped, AlreadyResolved, NitinolError, RuntimeStopped, StorageFailed
 from nitinol.hooks import Halt
 from nitinol.journal.base import Journal, Opening
 from nitinol.logs import describe, get_logger
@@ -52,6 +52,8 @@ from nitinol.state import AgentState
 Life = Literal["opening", "up", "backoff", "parked", "stopped"]
 Events = Sequence[ev.Event]
 
+STORE_RETRY = 1.0
+"""Seconds between attempts to read a store that failed."""
 TRIES = 2
 """Incarnations that may die over one request; then it is refused."""
 
@@ -184,14 +186,27 @@ class Cell:
         """Take over the key and start the first incarnation of this process."""
         self.services.journal.open(self.key, self._opened)
 
+    def _fold(self, opening: Opening) -> AgentState:
+        blank = AgentState(self.key, self.definition.name, self.definition, seq=opening.base_seq)
+        return blank.fold(opening.events)
+
+    def suspend(self, actor: AgentActor) -> None:
+        """The store failed: what was not committed never was. Fold again once it can be read; no crash is counted."""
+        if self.actor is not actor:
+            return
+        self.actor, self.life = None, "opening"
+        self.services.core.call_later(STORE_RETRY, self.open)
+
     def _opened(self, opening: Opening | Exception) -> None:
+        if isinstance(opening, StorageFailed):
+            self.services.core.call_later(STORE_RETRY, self.open)
+            return
         if isinstance(opening, Exception):
             self._give_up(opening)
             return
         self.epoch = opening.epoch
         try:
-            blank = AgentState(key=self.key, agent=self.definition.name, definition=self.definition)
-            self.committed = blank.fold(opening.events)
+            self.committed = self._fold(opening)
         except NitinolError as error:
             self._give_up(error)
             return
@@ -305,8 +320,7 @@ class Cell:
                 self._give_up(opening)
                 return
             self.epoch = opening.epoch
-            blank = AgentState(key=self.key, agent=self.definition.name, definition=self.definition)
-            events, state = step(blank.fold(opening.events), input, self.services.env.now())
+            events, state = step(self._fold(opening), input, self.services.env.now())
             self.services.journal.append(self.key, self.epoch, events, partial(committed, events, state))
 
         def committed(events: Events, state: AgentState, error: Exception | None) -> None:
@@ -409,6 +423,9 @@ class AgentActor(LoopActor):
     def _committed(self, events: Events, state: AgentState, request: Request | None, error: Exception | None) -> None:
         """Everything that a decision releases is released here, in order of commits: publishes, replies, effects."""
         cell = self.cell
+        if isinstance(error, StorageFailed):
+            self.discard()
+            return
         if error is not None:
             self._die(error)
             return
@@ -426,6 +443,13 @@ class AgentActor(LoopActor):
                 self.services.core.spawn(self._agent_stop(event.reason))
         if cell.actor is self:
             self._reconcile()
+
+    def discard(self) -> None:
+        """Forget what was decided and not committed: this incarnation ends, without a crash."""
+        if self.cell.actor is self:
+            self.actor_stopped.set()
+            self._stop_effects(tools=False)
+            self.cell.suspend(self)
 
     def _reconcile(self) -> None:
         """Start what should be in flight and is not; stop what is and should not be."""

@@ -24,7 +24,7 @@ from nitinol.actors.supervisor import AgentSupervisor
 from nitinol.actors.tool_runner import ToolRunner
 from nitinol.actors.worker_pool import WorkerPool
 from nitinol.agent import Agent
-from nitinol.env import Env
+from nitinol.env import Env, Loop
 from nitinol.errors import KeyTaken, RuntimeDown, RuntimeStopped
 from nitinol.journal.base import Journal
 from nitinol.logs import get_logger
@@ -38,11 +38,15 @@ HOOK_WORKERS = 8
 class System:
     """Starts everything, knows every cell, and stops everything in reverse order."""
 
-    def __init__(self, env: Env, journal: Journal, workers: int, result_of: Callable[[str, str], Any]) -> None:
+    def __init__(self, env: Env, open_journal: Callable[[Env, Loop], Journal], workers: int, result_of: Callable[[str, str], Any]) -> None:
         self.env = env
-        self.journal = journal
         self.workers = workers
         self.core = env.start_loop("nitinol-core")
+        try:
+            journal = self.journal = open_journal(env, self.core)
+        except BaseException:
+            self.core.close(1.0)
+            raise
         self.user = env.start_loop("nitinol-user")
         self.supervising = env.start_loop("nitinol-supervisor")
         self.bus = EventBus(env, journal)

@@ -22,6 +22,20 @@ class Opening:
     """Only appends under it are accepted from now on."""
     events: Sequence[EventBase]
     """The durable events of the key, in order."""
+    base_seq: int = 0
+    """The seq before the first of them; more than 0 where older ones were forgotten."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """What a journal knows of a key without reading its log."""
+
+    key: str
+    agent: str
+    seq: int
+    open_runs: int
+    """Runs that were queued and have not finished."""
+    parked: bool
 
 
 Committed = Callable[[Exception | None], None]
@@ -58,13 +72,21 @@ class Journal(Protocol):
         """The key and the seq of the `run.queued` of a run."""
         ...
 
+    def head(self, key: str) -> Head | None:
+        """What is known of a key, if anything was ever written under it."""
+        ...
+
+    def heads(self, *, interrupted: bool = False) -> Sequence[Head]:
+        """All keys, or those with open runs that are not parked; in order."""
+        ...
+
     @property
     def position(self) -> int:
         """Of the last committed event; 0 where there is none."""
         ...
 
     def forget(self, key: str) -> None:
-        """Drop what is known of a key."""
+        """Drop what is known of a key but its bill. Its seq and epoch go on where the journal is durable."""
         ...
 
     def close(self) -> None:

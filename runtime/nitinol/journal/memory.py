@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 
 from nitinol.events import EventBase, stamp
-from nitinol.journal.base import Committed, Conflict, Opening
+from nitinol.journal.base import Committed, Conflict, Head, Opening
 
 
 class MemoryJournal:
@@ -57,6 +57,12 @@ class MemoryJournal:
 
     def find_run(self, run_id: str) -> tuple[str, int] | None:
         return self._runs.get(run_id)
+
+    def head(self, key: str) -> Head | None:
+        return None
+
+    def heads(self, *, interrupted: bool = False) -> Sequence[Head]:
+        return []
 
     @property
     def position(self) -> int:
