@@ -622,7 +622,6 @@ def _plus(total: Decimal | None, cost: Decimal | None) -> Decimal | None:
 
 
 def _opened(d: _Decision, input: Opened) -> None:
-    suspended = d.state.stopped
     recovered, stopped = d.state.incarnation > 0, d.state.stopped
     if d.state.parked and input.by_hand:
         d.emit(ev.AgentResumed)
@@ -639,7 +638,7 @@ def _opened(d: _Decision, input: Opened) -> None:
         for call in run.calls
         if call.stage == "running" and (call.call.call_id, call.execution) not in input.adopted
     ]
-    at_work = not suspended and (run.attempt_open or bool(lost))
+    at_work = run.attempt_open or bool(lost)
     recoveries = run.recoveries + (at_work and not stopped)  # a clean stop never counts
     d.emit(ev.RunResumed, reason="recovered", recoveries=recoveries)
     if run.attempt_open:
