@@ -96,7 +96,7 @@ def serve(port: int = 0, on_ready: Callable[[str], object] = print) -> None:
     for threads in (params.cpuparams, params.cpuparams_batch):
         threads.n_threads = min(4, max(1, (os.cpu_count() or 1) // 2))  # more, on a busy machine, wait for each other
         threads.poll = 0  # wait without spinning
-    params.sampling.temp = 0.0  # unless a request says otherwise
+    params.sampling.temp, params.n_predict = 0.0, 512  # unless a request says otherwise; so small a model may ramble on
     params.offline, params.warmup, params.ui, params.verbosity = True, False, False, -1
     try:
         server = llama.Server(params)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, MutableMapping
-from typing import Any, cast
+from typing import Any
 
 import structlog
 
@@ -39,10 +39,11 @@ def _is_secret(name: object) -> bool:
 
 def _redacted(value: Any) -> Any:
     if isinstance(value, Mapping):
-        items = cast("Mapping[Any, Any]", value).items()
-        return {key: HIDDEN if _is_secret(key) else _redacted(item) for key, item in items}
+        mapping: Mapping[Any, Any] = value
+        return {key: HIDDEN if _is_secret(key) else _redacted(item) for key, item in mapping.items()}
     if isinstance(value, list):
-        return [_redacted(item) for item in cast("list[Any]", value)]
+        items: list[Any] = value
+        return [_redacted(item) for item in items]
     return value
 
 

@@ -13,12 +13,13 @@ import threading
 from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from nitinol import events as ev
 from nitinol import provider as providers
 from nitinol.actors.agent_actor import Cell, Crash
-from nitinol.errors import ConnectionFailed, ScriptExhausted
+from nitinol.actors.supervisor import Wake
+from nitinol.errors import AgentDown, ConnectionFailed, ScriptExhausted
 from nitinol.http import Http
 from nitinol.messages import Message, Part, StopReason, Text, Thinking, ToolCall
 from nitinol.prices import PriceList
@@ -225,6 +226,8 @@ def override_model(provider: ScriptedProvider | providers.Provider) -> Generator
 def crash(ref: AgentRef[Any], error: BaseException | None = None, *, timeout: float = 10.0) -> None:
     """Make a live agent's actor raise, and wait until `agent.crashed` is committed. Its supervisor then restarts it."""
     cell, system = ref._cell, ref._system  # pyright: ignore[reportPrivateUsage] # for tests
+    if cell.life in ("parked", "stopped"):
+        raise AgentDown(f"agent {ref.key!r} is {cell.life}; there is nothing that could crash")
     before = len([event for event in system.journal.read(ref.key) if isinstance(event, ev.AgentCrashed)])
     with _subscription(ref) as crashed:
         system.core.call(_post, cell, Crash(error or RuntimeError("crashed by nitinol.testing")))
@@ -233,8 +236,9 @@ def crash(ref: AgentRef[Any], error: BaseException | None = None, *, timeout: fl
 
 
 def _post(cell: Cell, message: Crash) -> None:
-    if cell.actor is not None:
-        cell.actor.post(message)
+    if cell.actor is None:  # in backoff: it dies as soon as it is back, and that is now
+        cell.services.supervisor.post(Wake(cell, by_hand=False))
+    cell.tell(cast("Any", message))
 
 
 def _subscription(ref: AgentRef[Any]) -> Any:
