@@ -175,8 +175,8 @@ def _watch(crew: Sequence[tuple[Agent, Task]], view: View) -> list[Outcome]:
                 doomed = False
                 crash(refs[victim])
             elif event.type == "run.resumed":
-                roles = ", ".join(message.role for message in refs[event.key].history())
-                view.line(event.key, f"  it remembers: {roles}", "bold green")
+                kept = refs[event.key].history()[: seen[event.key]["message.appended"]]
+                view.line(event.key, f"  it remembers: {', '.join(message.role for message in kept)}", "bold green")
             elif event.type in ("run.finished", "agent.parked"):
                 working.discard(event.key)
                 if not working:

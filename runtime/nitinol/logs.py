@@ -11,8 +11,6 @@ import logging
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
-import structlog
-
 _SECRET = ("api_key", "apikey", "authorization", "password", "secret", "access_token", "cookie", "arguments")
 HIDDEN = "[redacted]"
 
@@ -64,6 +62,8 @@ class _ThroughNitinol(logging.Handler):
 
 def get_logger(**bound: Any) -> Any:
     """A logger with fields bound to each record: `agent`, `key`, `run_id`, `turn`, `call_id`."""
+    import structlog  # not before somebody logs: it takes a fifth of the import, and tries to load rich
+
     return structlog.wrap_logger(
         logging.getLogger("nitinol"),
         processors=[

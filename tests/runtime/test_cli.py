@@ -8,18 +8,19 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import servers
 
 from nitinol import Prices, events
 from nitinol.cli import main
 from nitinol.testing import Answer, ScriptedProvider, call, override_model, say
-from tests import servers
 
-READ = [call("read", path="report.txt"), say("The total is 200.", chunks=4)]
+READ: list[Answer] = [call("read", path="report.txt"), say("The total is 200.", chunks=4)]
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(script: list[Answer], *arguments: str, prices: Prices | None = None) -> int:
+def run(script: Sequence[Answer], *arguments: str, prices: Prices | None = None) -> int:
     """`nitinol run` in this process, with a scripted model in the place of any."""
     with override_model(ScriptedProvider(script, prices=prices)):
         return main(["run", "What is the total?", "--model", "any:model", *arguments])
@@ -147,26 +148,24 @@ def test_the_version_is_told_without_loading_the_world() -> None:
 # -- as a process, against a server on loopback
 
 
-def chunk(**delta: Any) -> bytes:
+def line(**fields: Any) -> bytes:
     """One event of a chat completions stream."""
-    body = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "m"}
     return (
         b"data: "
-        + json.dumps({**body, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]}).encode()
+        + json.dumps({"id": "1", "object": "chat.completion.chunk", "model": "m", **fields}).encode()
         + b"\n\n"
     )
 
 
+def chunk(**delta: Any) -> bytes:
+    """A piece of an answer."""
+    return line(choices=[{"index": 0, "delta": delta, "finish_reason": None}])
+
+
 def end(reason: str, **usage: int) -> tuple[bytes, bytes, bytes]:
     """The last events of a stream: why it ended, and what was used."""
-    body: dict[str, Any] = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "m"}
-    finish = {**body, "choices": [{"index": 0, "delta": {}, "finish_reason": reason}]}
-    bill = {**body, "choices": [], "usage": usage}
-    return (
-        b"data: " + json.dumps(finish).encode() + b"\n\n",
-        b"data: " + json.dumps(bill).encode() + b"\n\n",
-        b"data: [DONE]\n\n",
-    )
+    finish = line(choices=[{"index": 0, "delta": {}, "finish_reason": reason}])
+    return finish, line(choices=[], usage=usage), b"data: [DONE]\n\n"
 
 
 def endless() -> servers.hang:

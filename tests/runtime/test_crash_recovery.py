@@ -607,7 +607,7 @@ def test_crashes_at_every_moment_of_a_busy_run(rt: Runtime) -> None:
 def test_the_log_of_a_crash_reads_well(rt: Runtime) -> None:
     """`agent.crashed`, then `agent.restarted` and `agent.started`, with the counts a monitor shows."""
     ref = rt.start(scout(ScriptedProvider(lambda request: "ok")), key="k")
-    with rt.subscribe("agent.*", key="k") as seen:
+    with rt.subscribe("agent.*", key="k", after=0) as seen:
         seen.get(SOON)
         crash_and_return(ref, rt, ValueError("why"))
         told = _take(seen, 3)

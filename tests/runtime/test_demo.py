@@ -13,7 +13,7 @@ from nitinol.cli import load_tools, main
 from nitinol.errors import ConfigurationError, InvalidRequest
 from nitinol.messages import ToolAnswer
 from nitinol.provider import ModelRequest
-from nitinol.testing import Answer, ScriptedProvider, call, fail, gate, override_model, say
+from nitinol.testing import Answer, ScriptedProvider, after, call, fail, override_model, say
 
 ARGUMENTS = {
     "What is the total in report.txt?": {"path": "report.txt"},
@@ -23,12 +23,12 @@ ARGUMENTS = {
 
 
 class Model(ScriptedProvider):
-    """Calls the one tool it has, then repeats what it read; its first answer hangs until a crash cuts it off."""
+    """Calls the one tool it has, then repeats what it read; the first answer is late, so that a crash comes first."""
 
     def __init__(self, answer: str = "It says: {}", failing: str = "") -> None:
         super().__init__(self._reply)
         self._says, self._failing = answer, failing
-        self._hung = False
+        self._was_late = False
 
     def _reply(self, request: ModelRequest) -> Answer:
         if request.tools[0].name == self._failing:
@@ -38,9 +38,9 @@ class Model(ScriptedProvider):
             return call(request.tools[0].name, **ARGUMENTS[last.text])
         read = "".join(part.text for part in last.parts if isinstance(part, ToolAnswer))
         answer = say(self._says.format(read), chunks=3)
-        if request.key == "clerk" and not self._hung:
-            self._hung = True
-            return gate(answer)
+        if request.key == "clerk" and not self._was_late:
+            self._was_late = True
+            return after(2.0, answer)
         return answer
 
 

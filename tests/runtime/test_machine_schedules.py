@@ -949,6 +949,12 @@ class World:
 
     def tell_again(self) -> None:
         """An outcome of long ago comes a second time; or of an execution that never was."""
+        run = self.state.run
+        running = [call for call in run.calls if call.stage == "running"] if run is not None else []
+        if run is not None and running:
+            call = self.rng.choice(running)
+            effect = RunTool(run.run_id, run.turn, call.call.call_id, call.index)
+            self.decide(self.done(Execution(effect, call.execution + (1 if call.execution == 1 else -1)), "ok"))
         if not self.past:
             return
         old = self.rng.choice(self.past)

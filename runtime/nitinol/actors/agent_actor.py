@@ -33,6 +33,7 @@ from nitinol.machine import (
     CallModel,
     Cancel,
     Crashed,
+    Done,
     Effect,
     Input,
     Opened,
@@ -206,6 +207,9 @@ class Cell:
         self.actor.launch()
         run = self.committed.run
         flying = self.services.tools.in_flight(self.key)
+        for input in self.backlog or ():  # what has ended since the crash is told right after
+            if isinstance(input, Done):
+                flying[input.run_id, input.turn, input.call_id] = input.execution
         adopted = frozenset(
             (call_id, number)
             for (run_id, turn, call_id), number in flying.items()
