@@ -6,6 +6,7 @@ CPU seconds of the whole process from the first `start` to the last result, sent
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 
 import measure
@@ -29,10 +30,7 @@ async def measured(count: int) -> list[tuple[str, float, float]]:
         results = await asyncio.gather(*handles)
         mark("ended")
         assert all(result.text == "done" for result in results)
-    return [
-        (name, at[0] - before[0], at[1] - before[1])
-        for (_, *before), (name, *at) in zip(marks, marks[1:], strict=False)
-    ]
+    return [(name, at[0] - before[0], at[1] - before[1]) for (_, *before), (name, *at) in itertools.pairwise(marks)]
 
 
 def main(count: int) -> None:

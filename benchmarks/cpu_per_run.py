@@ -115,7 +115,13 @@ def main(runs: int, rounds: int, pace: float) -> None:
         for _ in range(rounds):
             for name, (kind, transport) in ROWS.items():
                 found = measure.child(
-                    "cpu_per_run.py", "--row", kind, transport, url, str(runs), env={"NITINOL_HTTP_TRANSPORT": transport}
+                    "cpu_per_run.py",
+                    "--row",
+                    kind,
+                    transport,
+                    url,
+                    str(runs),
+                    env={"NITINOL_HTTP_TRANSPORT": transport},
                 )
                 spent[name].append(found["cpu"] / runs * 1000)
                 walls[name].append(found["wall"])

@@ -1,8 +1,8 @@
 """Events a second to 10 subscribers, each reading in a thread of its own, and what a stalled one costs the others.
 
 The events are the deltas of ten runs at once, from a model that never waits. A subscriber may hold 1,000 events (the
-default); one that falls behind gets deltas coalesced, so fewer are delivered, and still no text may be missing. The last
-rows give every subscriber room for all. `published` is when the runs have ended, `read by all` when the slowest
+default); one that falls behind gets deltas coalesced, so fewer are delivered, and misses those that have nothing to be
+merged with: `missing`, of which `bus.gap` told it. The last rows give every subscriber room for all. `published` is when the runs have ended, `read by all` when the slowest
 subscriber has read everything; deliveries are those of all subscribers together.
 """
 
@@ -50,23 +50,25 @@ async def inner(maxsize: int, stalled: bool, count: int) -> dict[str, float]:
             )
 
     agent = Agent(name="bench", model=Flood())
-    read, characters = [0] * READERS, [0] * READERS
+    read, characters, gaps = [0] * READERS, [0] * READERS, [0] * READERS
 
     async with Runtime() as rt:
         subscriptions = [rt.subscribe(maxsize=maxsize) for _ in range(READERS)]
         idle = rt.subscribe() if stalled else None
 
         def follow(place: int) -> None:
-            ended = seen = text = 0
+            ended = seen = text = lost = 0
             for event in subscriptions[place]:
                 seen += 1
                 if event.type == "model.delta":
                     text += len(event.text)
+                elif event.type == "bus.gap":
+                    lost += event.lost
                 elif event.type == "run.finished":
                     ended += 1
                     if ended == RUNS:
                         break
-            read[place], characters[place] = seen, text
+            read[place], characters[place], gaps[place] = seen, text, lost
 
         threads = [threading.Thread(target=follow, args=(place,)) for place in range(READERS)]
         for thread in threads:
@@ -90,6 +92,7 @@ async def inner(maxsize: int, stalled: bool, count: int) -> dict[str, float]:
         "cpu": spent,
         "read": sum(read),
         "missing": sum(each * RUNS * 4 - got for got in characters) / 4,
+        "told": sum(gaps),
         "before": before,
         "after": after,
     }
@@ -113,11 +116,22 @@ def main(count: int, rounds: int) -> None:
                 f"{middle['read'] / wall:,.0f}",
                 f"{middle['read']:,}",
                 f"{middle['missing']:,.0f}",
+                f"{middle['told']:,.0f}",
                 f"{middle['cpu'] / count * 1e6:.1f}",
                 f"{middle['before'] / 2**20:.0f} -> {middle['after'] / 2**20:.0f}",
             ]
         )
-    head = ["", "published/s", "read by all/s", "deliveries/s", "delivered", "missing", "CPU us/event", "RSS MiB"]
+    head = [
+        "",
+        "published/s",
+        "read by all/s",
+        "deliveries/s",
+        "delivered",
+        "missing",
+        "told in gaps",
+        "CPU us/event",
+        "RSS MiB",
+    ]
     measure.table(head, rows)
 
 

@@ -45,6 +45,8 @@ class Budget:
 
 FLOOR = 256
 """Under this many output tokens a request is not worth sending."""
+PLENTY = 1 << 20
+"""More output tokens than any model gives: who can pay for these needs no cap."""
 
 
 def spendable(
@@ -74,7 +76,9 @@ def spendable(
         if floor is not None:
             if floor > room:
                 return f"${floor}"
-            caps.append(_affordable(prices, input_tokens, room, least, max_output_tokens or 1 << 20))
+            affordable = _affordable(prices, input_tokens, room, least, max_output_tokens or PLENTY)
+            if affordable < PLENTY:
+                caps.append(affordable)
     return min(caps) if caps else None
 
 

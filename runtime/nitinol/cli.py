@@ -80,8 +80,10 @@ def load_tools(names: Iterable[str]) -> list[Tool]:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from nitinol import Agent, stream
+    from nitinol import Agent, Runtime
 
+    if not os.path.isdir(options.working_directory):
+        raise ConfigurationError(f"--working-directory {options.working_directory!r} is no directory")
     limits = {name: value for name in ("max_turns", "deadline") if (value := getattr(options, name)) is not None}
     agent = Agent(
         name="cli",
@@ -95,16 +97,18 @@ def _run(options: argparse.Namespace) -> int:
     if not prompt.strip():
         raise ConfigurationError("the prompt is empty")
     show = _print_json if options.json else _Printer()
-    finished: RunFinished | None = None
-    with stream(prompt, agent) as handle, _signals(handle.cancel) as caught:
-        for event in handle:
-            show(event)
-            if event.type == "run.finished":
-                finished = event
-    if finished is not None and finished.status == "completed":
+    # Subscribed before anything happens, so that not one event is missed.
+    with Runtime(drain=0.0, shutdown=5.0) as rt, rt.subscribe() as events:
+        handle = rt.start(agent, key=agent.name).send(prompt)
+        with _signals(handle.cancel) as caught:
+            for event in events:
+                show(event)
+                if event.type in ("run.finished", "agent.parked"):
+                    break
+        result = handle.result(timeout=1.0)
+    if result.status == "completed":
         return 0
-    why = f": {finished.error}" if finished is not None and finished.error else ""
-    _complain(f"the run ended {finished.status if finished else 'unfinished'}{why}")
+    _complain(f"the run ended {result.status}{f': {result.error}' if result.error else ''}")
     return 128 + caught[0] if caught else 1
 
 
@@ -185,7 +189,11 @@ def _signals(cancel: Callable[[], object]) -> Generator[list[int]]:
         if len(caught) > 1:
             raise KeyboardInterrupt
         # On a thread: a handler interrupts the main thread anywhere, also where it holds a lock that cancel() takes.
-        threading.Thread(target=cancel, daemon=True).start()
+        threading.Thread(target=try_to_cancel, daemon=True).start()
+
+    def try_to_cancel() -> None:
+        with contextlib.suppress(NitinolError):  # the run has ended by itself
+            cancel()
 
     if threading.current_thread() is not threading.main_thread():
         yield caught

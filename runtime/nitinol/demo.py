@@ -108,6 +108,8 @@ def show(tools: Sequence[Tool], *, model: str | None = None, agents: int = 3, co
         view = stack.enter_context(_Columns(console, names) if console.is_interactive else _Lines(console))
         outcomes = _watch(crew, view)
     console.print(_table(outcomes))
+    if any(outcome.seen["estimated"] for outcome in outcomes):
+        console.print("≈ with the attempt that the crash cut off, at what it may have cost at most", style="dim")
     back = [outcome.result.key for outcome in outcomes if outcome.came_back]
     console.print(f"Crashed in mid-run and came back with its conversation: {', '.join(back) or 'none'}.")
     return bool(back) and all(outcome.result.status == "completed" for outcome in outcomes)
@@ -166,13 +168,15 @@ def _watch(crew: Sequence[tuple[Agent, Task]], view: View) -> list[Outcome]:
         working = set(handles)
         for event in events:
             seen[event.key][event.type] += 1
+            if event.type == "usage.updated" and event.estimated:
+                seen[event.key]["estimated"] += 1
             _show(event, view)
             if doomed and event.key == victim and _is_midway(event):
                 doomed = False
                 crash(refs[victim])
             elif event.type == "run.resumed":
-                roles = ", ".join(message.role for message in refs[event.key].history())
-                view.line(event.key, f"  it remembers: {roles}", "bold green")
+                kept = refs[event.key].history()[: seen[event.key]["message.appended"]]
+                view.line(event.key, f"  it remembers: {', '.join(message.role for message in kept)}", "bold green")
             elif event.type in ("run.finished", "agent.parked"):
                 working.discard(event.key)
                 if not working:
@@ -263,14 +267,15 @@ def _table(outcomes: Sequence[Outcome]) -> Table:
         table.add_column(heading, justify="left" if heading in ("agent", "ended", "answer") else "right")
     for outcome in outcomes:
         result = outcome.result
+        about = "≈" if outcome.seen["estimated"] else ""
         table.add_row(
             result.key,
             result.status,
             "right" if outcome.is_right else "wrong",
             str(result.turns),
             str(len(result.tool_calls)),
-            f"{result.usage.input_tokens:,}",
-            f"{result.usage.output_tokens:,}",
+            f"{about}{result.usage.input_tokens:,}",
+            f"{about}{result.usage.output_tokens:,}",
             show_cost(result.cost),
             f"{result.duration:.1f} s",
             str(outcome.seen["agent.restarted"]),

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _log = logging.getLogger("nitinol")
+_thread = threading.local()
 
 
 class Timer(Protocol):
@@ -117,6 +118,7 @@ class LoopThread:
             self._loop.call_soon(self._drain)
 
     def _main(self) -> None:
+        _thread.is_loop = True
         asyncio.set_event_loop(self._loop)
         try:
             while not self._closed:
@@ -136,6 +138,11 @@ class LoopThread:
             self._ended = True  # before the last look: whoever calls from now on is told, whoever called before is heard
             self._drain()
             self._loop.close()
+
+
+def on_a_loop() -> bool:
+    """Whether the caller runs on a `LoopThread`, whichever runtime's: none of them may ever block."""
+    return getattr(_thread, "is_loop", False)
 
 
 def _log_escape(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ E = TypeVar("E", bound="EventBase")
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, eq_default=False)
 def _event(cls: type[T]) -> type[T]:
-    return dataclass(frozen=True, slots=True, kw_only=True, eq=False)(cls)
+    return dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)(cls)
 
 
 @_event
@@ -600,7 +600,8 @@ def unpack(type: str, body: bytes) -> EventBase:
 def ephemeral(event_class: type[E], envelope: EventBase, ts: int, seq: int, **payload: Any) -> E:
     """An ephemeral event in the envelope of a durable one. Its position is given when it is published."""
     values: dict[str, Any] = {name: getattr(envelope, name) for name in ENVELOPE}
-    return event_class(**{**values, "ts": ts, "seq": seq, **payload})
+    values.update(payload, ts=ts, seq=seq)
+    return event_class(**values)
 
 
 def delta_maker(envelope: EventBase) -> Callable[[int, int, int, DeltaKind, str, int], ModelDelta]:

@@ -6,10 +6,9 @@ import asyncio
 import sys
 import threading
 import warnings
-from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 import pydantic
 
@@ -17,13 +16,11 @@ from nitinol import events as ev
 from nitinol.actors.agent_actor import Cell
 from nitinol.actors.bus import Subscription
 from nitinol.actors.system import System
-from nitinol.actors.worker_pool import WorkerPool, current_job
+from nitinol.actors.worker_pool import Job, current_job
 from nitinol.errors import AgentParked, AgentStopped, NotFound, WouldDeadlock
 from nitinol.machine import Add, Cancel, Input, Resolve
 from nitinol.messages import InputMode, Message, Prompt, ToolCall, to_message
 from nitinol.result import OutT, RunResult, ToolCallRecord
-
-T = TypeVar("T")
 
 
 class RunHandle(Generic[OutT]):
@@ -60,37 +57,47 @@ class RunHandle(Generic[OutT]):
             WouldDeadlock: Called on one of the runtime's own loops.
         """
         with Waiting(self._system, "result", "await handle"):
-            monotonic = self._system.env.monotonic
-            until = None if timeout is None else monotonic() + timeout
-            while True:
-                signal = threading.Event()
-                forget = self._system.bus.when_finished(self.run_id, signal.set)
-                try:
-                    if self._finished() is not None:
-                        return result_of(self._system, self.key, self.run_id, self._output)
-                    self._check_alive()
-                    left = None if until is None else until - monotonic()
-                    if not signal.wait(left):
-                        raise TimeoutError(
-                            f"run {self.run_id!r} of {self.key!r} has not ended within {timeout:g} seconds"
-                        )
-                finally:
-                    forget()
+            return self._result(timeout)
+
+    def _result(self, timeout: float | None, since: float | None = None) -> RunResult[OutT]:
+        monotonic = self._system.env.monotonic
+        until = None if timeout is None else (monotonic() if since is None else since) + timeout
+        while True:
+            signal = threading.Event()
+            forget = self._system.bus.when_finished(self.run_id, signal.set)
+            try:
+                if self._finished() is not None:
+                    return result_of(self._system, self.key, self.run_id, self._output)
+                self._check_alive()
+                left = None if until is None else until - monotonic()
+                if not signal.wait(left):
+                    raise self._late(timeout)
+            finally:
+                forget()
+
+    def _late(self, timeout: float | None) -> TimeoutError:
+        return TimeoutError(f"run {self.run_id!r} of {self.key!r} has not ended within {timeout} seconds")
 
     async def aresult(self, timeout: float | None = None) -> RunResult[OutT]:
         """As `result`; the same as `await handle`."""
-        async with asyncio.timeout(timeout):
-            loop = asyncio.get_running_loop()
-            while True:
-                ended: asyncio.Future[None] = loop.create_future()
-                forget = self._system.bus.when_finished(self.run_id, partial(_wake, loop, ended))
-                try:
-                    if self._finished() is not None:
-                        return result_of(self._system, self.key, self.run_id, self._output)
-                    self._check_alive()
-                    await ended
-                finally:
-                    forget()
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._aresult()
+        except TimeoutError:
+            raise self._late(timeout) from None
+
+    async def _aresult(self) -> RunResult[OutT]:
+        loop = asyncio.get_running_loop()
+        while True:
+            ended: asyncio.Future[None] = loop.create_future()
+            forget = self._system.bus.when_finished(self.run_id, partial(_wake, loop, ended))
+            try:
+                if self._finished() is not None:
+                    return result_of(self._system, self.key, self.run_id, self._output)
+                self._check_alive()
+                await ended
+            finally:
+                forget()
 
     def __await__(self) -> Generator[Any, None, RunResult[OutT]]:
         return self.aresult().__await__()
@@ -99,9 +106,9 @@ class RunHandle(Generic[OutT]):
         return finished(self._system, self.run_id)
 
     def _check_alive(self) -> None:
-        if self._system.failure is not None and self._system.bus.stopped is not None:
-            raise self._system.failure
         life = self._cell.life
+        if self._system.failure is not None and (self._system.bus.stopped is not None or life == "stopped"):
+            raise self._system.failure
         if life == "parked":
             raise AgentParked(
                 f"agent {self.key!r} is parked with run {self.run_id!r} open; ref.resume() goes on with it"
@@ -119,7 +126,14 @@ class RunHandle(Generic[OutT]):
         if found is None:
             raise NotFound(f"run {self.run_id!r} is not known any more")
         first = self._system.journal.read(found[0], found[1] - 1, 1)[0]
-        return Subscription(self._system.bus, run_id=self.run_id, after=first.position - 1)
+        return Subscription(
+            self._system.bus, run_id=self.run_id, after=first.position - 1, check=self._check_going_on
+        )
+
+    def _check_going_on(self) -> None:
+        """Whoever follows the run is told, as whoever waits for it, that it will not go on for now."""
+        if self._finished() is None:
+            self._check_alive()
 
     def __iter__(self) -> Iterator[ev.Event]:
         with self.events() as subscription:
@@ -136,16 +150,36 @@ class RunHandle(Generic[OutT]):
                     return
 
     def text(self) -> Iterator[str]:
-        """The answer's words as they come; `"\\n"` where an attempt was discarded."""
-        for event in self:
-            piece = _text_of(event)
-            if piece:
-                yield piece
+        """The answer's words as they come; `"\\n"` where an attempt was discarded.
 
-    async def atext(self) -> AsyncIterator[str]:
+        Whoever comes late, or was too slow for some pieces, is given the rest of an answer when it is committed.
+        """
+        return self._text(None)
+
+    def _text(self, timeout: float | None) -> Iterator[str]:
+        monotonic = self._system.env.monotonic
+        until = None if timeout is None else monotonic() + timeout
+        words = _Words()
+        with self.events() as subscription:
+            while True:
+                left = None if until is None else until - monotonic()
+                if left is not None and left <= 0:
+                    raise self._late(timeout)
+                try:
+                    event = subscription.get(left)
+                except TimeoutError:
+                    raise self._late(timeout) from None
+                piece = words.of(event)
+                if piece:
+                    yield piece
+                if event.type == "run.finished":
+                    return
+
+    async def atext(self) -> AsyncGenerator[str]:
         """As `text`."""
+        words = _Words()
         async for event in self:
-            piece = _text_of(event)
+            piece = words.of(event)
             if piece:
                 yield piece
 
@@ -181,7 +215,8 @@ class RunHandle(Generic[OutT]):
         Raises:
             AlreadyResolved: It was decided before.
         """
-        self._do(Resolve(run_id=self.run_id, call_id=call_id, decision="approve", arguments=arguments, by=by))
+        resolve = Resolve(run_id=self.run_id, call_id=call_id, decision="approve", arguments=arguments, by=by)
+        self._do(resolve, "approve")
 
     async def aapprove(self, call_id: str, arguments: Mapping[str, Any] | None = None, *, by: str = "user") -> None:
         """As `approve`."""
@@ -193,7 +228,7 @@ class RunHandle(Generic[OutT]):
         Raises:
             AlreadyResolved: It was decided before.
         """
-        self._do(Resolve(run_id=self.run_id, call_id=call_id, decision="deny", by=by, reason=reason))
+        self._do(Resolve(run_id=self.run_id, call_id=call_id, decision="deny", by=by, reason=reason), "deny")
 
     async def adeny(self, call_id: str, reason: str | None = None, *, by: str = "user") -> None:
         """As `deny`."""
@@ -205,7 +240,7 @@ class RunHandle(Generic[OutT]):
         Raises:
             AlreadyResolved: The run has ended.
         """
-        self._do(Cancel(run_id=self.run_id, by=by))
+        self._do(Cancel(run_id=self.run_id, by=by), "cancel")
 
     async def acancel(self, *, by: str = "user") -> None:
         """As `cancel`."""
@@ -213,7 +248,7 @@ class RunHandle(Generic[OutT]):
 
     def _add(self, mode: InputMode, prompt: Prompt) -> str:
         add = self._input(mode, prompt)
-        self._do(add)
+        self._do(add, mode)
         return add.input_id
 
     async def _aadd(self, mode: InputMode, prompt: Prompt) -> str:
@@ -224,8 +259,8 @@ class RunHandle(Generic[OutT]):
     def _input(self, mode: InputMode, prompt: Prompt) -> Add:
         return Add(run_id=self.run_id, input_id=self._system.env.new_id(), mode=mode, prompt=to_message(prompt))
 
-    def _do(self, input: Input) -> Sequence[ev.Event]:
-        return wait(self._system, self._cell.submit(input), type(input).__name__.lower())
+    def _do(self, input: Input, name: str) -> Sequence[ev.Event]:
+        return wait(self._system, self._cell, input, name, f"await handle.a{name}(…)")
 
     async def _ado(self, input: Input) -> Sequence[ev.Event]:
         return await asyncio.wrap_future(self._cell.submit(input))
@@ -252,35 +287,31 @@ class RunHandle(Generic[OutT]):
 class Waiting:
     """Around a call that blocks: refuses it where it would deadlock, warns under asyncio, lends a worker's slot."""
 
-    def __init__(self, system: System, name: str, twin: str) -> None:
-        self._system, self._name, self._twin = system, name, twin
-        self._lent: WorkerPool | None = None
+    def __init__(self, system: System, name: str, twin: str, *, warns: bool = True) -> None:
+        self._system, self._name, self._twin, self._warns = system, name, twin, warns
+        self._job: Job | None = None
 
     def __enter__(self) -> None:
         if self._system.is_own_thread():
             raise WouldDeadlock(f"{self._name}() would block a loop of the runtime; use {self._twin}")
-        job = current_job()
-        if job is not None and job.pool is not None:
-            self._lent = job.pool
-            job.pool.core.call(job.pool.lend)
-        elif _under_asyncio():
-            warnings.warn(
-                f"{self._name}() blocks the running event loop; use {self._twin}", RuntimeWarning, stacklevel=4
-            )
+        if self._warns and _under_asyncio():
+            message = f"{self._name}() blocks the running event loop; use {self._twin}"
+            warnings.warn(message, RuntimeWarning, stacklevel=_frames_to_caller())
+        self._job = current_job()
+        if self._job is not None:
+            self._job.lend()
 
     def __exit__(self, *_: object) -> None:
-        if self._lent is not None:
-            self._lent.core.call(self._lent.take_back)
+        if self._job is not None:
+            self._job.take_back()
 
 
-def wait(system: System, future: Future[T], name: str, timeout: float | None = None) -> T:
-    """Wait for a commit in the calling thread.
-
-    Raises:
-        TimeoutError: It has not come in time.
-    """
-    with Waiting(system, name, f"await …a{name}(…)"):
-        return future.result(timeout)
+def wait(
+    system: System, cell: Cell, input: Input, name: str, twin: str, then: Callable[[], object] | None = None
+) -> Sequence[ev.Event]:
+    """Submit an input and wait for its commit in the calling thread; nothing is submitted where that may not wait."""
+    with Waiting(system, name, twin):
+        return cell.submit(input, then).result()
 
 
 def finished(system: System, run_id: str) -> ev.RunFinished | None:
@@ -365,10 +396,36 @@ def _result(
     )
 
 
-def _text_of(event: ev.Event) -> str:
-    if event.type == "model.delta":
-        return event.text if event.kind == "text" else ""
-    return "\n" if event.type == "model.discarded" and event.characters else ""
+class _Words:
+    """What a reader was shown of the attempt in progress, and what it is to be shown next."""
+
+    def __init__(self) -> None:
+        self._shown: list[str] = []
+        self._missed = False
+
+    def of(self, event: ev.Event) -> str:
+        match event.type:
+            case "model.delta" if event.kind == "text":
+                self._shown.append(event.text)
+                return event.text
+            case "bus.gap":
+                self._missed = True
+            case "model.started":
+                self._shown.clear()
+                self._missed = False
+            case "model.discarded" if self._shown:
+                self._shown.clear()
+                return "\n"
+            case "message.appended" if event.attempt:
+                shown, whole = "".join(self._shown), event.message.text
+                self._shown.clear()
+                if whole.startswith(shown):
+                    return whole[len(shown) :]
+                # Pieces are missing in the middle: it counts as discarded. Otherwise a hook has changed the answer.
+                return f"\n{whole}" if self._missed else ""
+            case _:
+                pass
+        return ""
 
 
 def _wake(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
@@ -380,6 +437,22 @@ def _wake(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None
         loop.call_soon_threadsafe(resolve)
     except RuntimeError:  # the waiter's loop is closed, and the waiter with it
         return
+
+
+def _caller() -> int:
+    """How many frames up from `Waiting.__enter__` the library ends: that line is what a warning is about."""
+    level, frame = 1, sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("nitinol."):
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+def _frames_to_caller() -> int:
+    """The `stacklevel` of a warning in `Waiting.__enter__` that points at the line which called the library."""
+    level, frame = 1, sys._getframe(1)  # pyright: ignore[reportPrivateUsage] # skip_file_prefixes= needs 3.12
+    while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).startswith("nitinol."):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _under_asyncio() -> bool:

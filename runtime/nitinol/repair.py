@@ -13,7 +13,7 @@ LOST = "This call has no result: it was interrupted."
 def view(messages: Sequence[Message]) -> tuple[tuple[Message, ...], int, int]:
     """The messages to send, and how many parts were added and removed to make them valid.
 
-    Each tool call is answered exactly once, in position, by the message after it; no message is empty; no answer stands
+    Each tool call is answered exactly once, in position, by the message after it; no message is empty, nor any words in it; no answer stands
     without its call; messages of a user in a row are merged. Call ids may repeat across turns. A valid transcript comes
     back as it is.
     """
@@ -26,8 +26,13 @@ def view(messages: Sequence[Message]) -> tuple[tuple[Message, ...], int, int]:
         if message.role == "tool":
             removed += len(message.parts)  # its calls are not before it, or it would have been taken with them
             continue
+        empty = sum(part.type == "text" and not part.text for part in message.parts)
+        if empty:
+            removed += empty
+            kept = tuple(part for part in message.parts if part.type != "text" or part.text)
+            message = replace(message, parts=kept)
         if not message.parts:
-            removed += 1
+            removed += not empty
             continue
         if message.role == "user" and out and out[-1].role == "user":
             out[-1] = replace(out[-1], parts=out[-1].parts + message.parts)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from fnmatch import fnmatchcase
@@ -16,14 +17,21 @@ from nitinol import events as ev
 from nitinol import provider as providers
 from nitinol.actors.agent_actor import Cell, Life
 from nitinol.actors.bus import Overflow, Subscription, matching_types
-from nitinol.actors.supervisor import Wake
 from nitinol.actors.system import System
 from nitinol.agent import Agent, model_name
 from nitinol.env import Env
-from nitinol.errors import AgentStopped, ConfigurationError, NotFound, RuntimeDown, RuntimeStopped, WouldDeadlock
+from nitinol.errors import (
+    AgentStopped,
+    ConfigurationError,
+    NitinolError,
+    NotFound,
+    RuntimeDown,
+    RuntimeStopped,
+    WouldDeadlock,
+)
 from nitinol.handle import RunHandle, Waiting, result_of, wait
 from nitinol.journal import open_journal
-from nitinol.machine import Cancel, Configure, Input, Reset, Send, Stop
+from nitinol.machine import GRACE, Cancel, Configure, Input, Reset, Send, Stop
 from nitinol.messages import Message, Prompt, to_message
 from nitinol.provider import Provider
 from nitinol.repair import view
@@ -108,7 +116,11 @@ class AgentRef(Generic[OutT]):
             AgentParked, AgentStopped, RuntimeStopped: It takes nothing at all.
         """
         send = self._send(prompt, run_id, messages)
-        wait(self._system, self._cell.submit(send), "send")
+        try:
+            wait(self._system, self._cell, send, "send", "await ref.asend(…)")
+        except KeyboardInterrupt:
+            self._drop(send, run_id)
+            raise
         return self._handle(send.run_id)
 
     async def asend(
@@ -120,7 +132,11 @@ class AgentRef(Generic[OutT]):
     ) -> RunHandle[OutT]:
         """As `send`."""
         send = self._send(prompt, run_id, messages)
-        await asyncio.wrap_future(self._cell.submit(send))
+        try:
+            await asyncio.wrap_future(self._cell.submit(send))
+        except asyncio.CancelledError:
+            self._drop(send, run_id)
+            raise
         return self._handle(send.run_id)
 
     def ask(
@@ -136,12 +152,18 @@ class AgentRef(Generic[OutT]):
         Raises:
             TimeoutError: It has not ended within `timeout` seconds.
         """
-        handle = self.send(prompt, run_id=run_id, messages=messages)
-        try:
-            return handle.result(timeout)
-        except BaseException:
-            self._give_up(handle)
-            raise
+        send = self._send(prompt, run_id, messages)
+        began = self._system.env.monotonic()
+        with Waiting(self._system, "ask", "await ref.aask(…)"):
+            try:
+                self._cell.submit(send).result(timeout)
+                return self._handle(send.run_id)._result(timeout, began)  # pyright: ignore[reportPrivateUsage]
+            except TimeoutError:
+                self._give_up(send.run_id)
+                raise TimeoutError(f"agent {self.key!r} has not answered within {timeout} seconds") from None
+            except BaseException:
+                self._give_up(send.run_id)
+                raise
 
     async def aask(
         self,
@@ -152,11 +174,16 @@ class AgentRef(Generic[OutT]):
         messages: Sequence[Message] = (),
     ) -> RunResult[OutT]:
         """As `ask`."""
-        handle = await self.asend(prompt, run_id=run_id, messages=messages)
+        send = self._send(prompt, run_id, messages)
         try:
-            return await handle.aresult(timeout)
+            async with asyncio.timeout(timeout):
+                await asyncio.wrap_future(self._cell.submit(send))
+                return await self._handle(send.run_id)
+        except TimeoutError:
+            self._give_up(send.run_id)
+            raise TimeoutError(f"agent {self.key!r} has not answered within {timeout} seconds") from None
         except BaseException:
-            self._give_up(handle)
+            self._give_up(send.run_id)
             raise
 
     @property
@@ -229,13 +256,11 @@ class AgentRef(Generic[OutT]):
             AgentBusy: A run is open.
             ConfigurationError: There is no such model.
         """
-        self._change(Configure(changes={"model": self._adopt(model)}), "set_model")
-        self._cell.definition = self._cell.definition.replace(model=model)
+        self._change(Configure(changes={"model": self._adopt(model)}), "set_model", partial(self._set_model, model))
 
     async def aset_model(self, model: str | Provider) -> None:
         """As `set_model`."""
-        await self._achange(Configure(changes={"model": self._adopt(model)}))
-        self._cell.definition = self._cell.definition.replace(model=model)
+        await self._achange(Configure(changes={"model": self._adopt(model)}), partial(self._set_model, model))
 
     def reset(self) -> None:
         """Forget the conversation; the bill goes on.
@@ -250,31 +275,34 @@ class AgentRef(Generic[OutT]):
         await self._achange(Reset())
 
     def resume(self) -> None:
-        """Try a parked agent again, or one in backoff at once. Returns at once."""
+        """Try a parked agent again, or one in backoff at once. Returns once it takes messages again."""
         self._system.check()
-        self._system.supervisor.post(Wake(self._cell, by_hand=True))
+        with Waiting(self._system, "resume", "await ref.aresume()"):
+            self._cell.resume().result()
 
     async def aresume(self) -> None:
         """As `resume`."""
-        self.resume()
+        self._system.check()
+        await asyncio.wrap_future(self._cell.resume())
 
     def stop(self) -> None:
         """Stop the agent. Its open runs are suspended, or cancelled where the journal does not outlive the process."""
-        for pending in self._cancels():
-            wait(self._system, pending, "stop")
-        try:
-            self._change(Stop(reason="ref.stop"), "stop")
-        except AgentStopped:
-            return
+        self._system.check()
+        with Waiting(self._system, "stop", "await ref.astop()"):
+            for ended in self._end_runs():
+                with suppress(NitinolError, TimeoutError):
+                    ended._result(GRACE + 1.0)  # pyright: ignore[reportPrivateUsage]
+            with suppress(AgentStopped):
+                self._cell.submit(Stop(reason="ref.stop")).result()
 
     async def astop(self) -> None:
         """As `stop`."""
-        for pending in self._cancels():
-            await asyncio.wrap_future(pending)
-        try:
-            await self._achange(Stop(reason="ref.stop"))
-        except AgentStopped:
-            return
+        self._system.check()
+        for ended in self._end_runs():
+            with suppress(NitinolError, TimeoutError):
+                await ended.aresult(GRACE + 1.0)
+        with suppress(AgentStopped):
+            await asyncio.wrap_future(self._cell.submit(Stop(reason="ref.stop")))
 
     # -- inside
 
@@ -295,29 +323,39 @@ class AgentRef(Generic[OutT]):
     def _handle(self, run_id: str) -> RunHandle[OutT]:
         return RunHandle(self._system, self._cell, run_id, self._output)
 
-    def _give_up(self, handle: RunHandle[Any]) -> None:
-        if not handle.done():
-            self._cell.submit(Cancel(run_id=handle.run_id, by="caller"))
+    def _give_up(self, run_id: str) -> None:
+        self._cell.submit(Cancel(run_id=run_id, by="caller"))
+
+    def _drop(self, send: Send, run_id: str | None) -> None:
+        """Nobody gets the handle of a run whose acceptance was not waited for, unless its id is the caller's own."""
+        if run_id is None:
+            self._give_up(send.run_id)
 
     def _adopt(self, model: str | Provider) -> str:
         if providers.overridden() is None:
             providers.resolve(model)
         return model_name(model)
 
-    def _change(self, input: Input, name: str) -> None:
-        self._system.check()
-        wait(self._system, self._cell.submit(input), name)
+    def _set_model(self, model: str | Provider) -> None:
+        self._cell.definition = self._cell.definition.replace(model=model)
 
-    async def _achange(self, input: Input) -> None:
+    def _change(self, input: Input, name: str, then: Callable[[], object] | None = None) -> None:
         self._system.check()
-        await asyncio.wrap_future(self._cell.submit(input))
+        wait(self._system, self._cell, input, name, f"await ref.a{name}(…)", then)
 
-    def _cancels(self) -> list[Any]:
-        state = self._cell.committed
+    async def _achange(self, input: Input, then: Callable[[], object] | None = None) -> None:
+        self._system.check()
+        await asyncio.wrap_future(self._cell.submit(input, then))
+
+    def _end_runs(self) -> list[RunHandle[OutT]]:
+        """Cancel what is queued, then what is open, unless the journal keeps it for the next process."""
         if self._system.journal.durable:
             return []
-        runs = [*(queued.run_id for queued in state.queue), *([state.run.run_id] if state.run else [])]
-        return [self._cell.submit(Cancel(run_id=run_id, by="stop")) for run_id in runs]
+        state = self._cell.committed
+        run_ids = [*(queued.run_id for queued in state.queue), *([state.run.run_id] if state.run else [])]
+        for run_id in run_ids:
+            self._cell.submit(Cancel(run_id=run_id, by="stop"))
+        return [self._handle(run_id) for run_id in run_ids]
 
 
 class Runtime:
@@ -356,7 +394,7 @@ class Runtime:
                 raise ConfigurationError(f"two agents are called {agent.name!r}")
         results: list[System] = []
         self._system = System(
-            env or Env(), partial(open_journal, store), workers, lambda key, run_id: result_of(results[0], key, run_id)
+            env or Env(), partial(open_journal, store), workers, lambda key, run_id: _result_of(results[0], key, run_id)
         )
         results.append(self._system)
         for head in self._system.journal.heads(interrupted=True):
@@ -567,6 +605,11 @@ class Runtime:
             names = ", ".join(sorted(self._definitions)) or "none"
             raise ConfigurationError(f"no definition {agent!r} was given as agents=; known: {names}")
         return known
+
+
+def _result_of(system: System, key: str, run_id: str) -> RunResult[Any]:
+    cell = system.cells.get(key)
+    return result_of(system, key, run_id, None if cell is None else cell.definition.output)
 
 
 _WORDS: dict[Life, AgentWord] = {

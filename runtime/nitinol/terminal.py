@@ -38,7 +38,7 @@ def describe(event: Event) -> tuple[str, str] | None:
                 f"← {event.name} {event.outcome}, {event.duration:.2f} s{why}",
                 "cyan" if event.outcome == "ok" else "red",
             )
-        case "model.failed":
+        case "model.failed" if event.error_type != "Cancelled":
             return f"({event.error_type}: {in_line(event.error)})", "yellow"
         case "model.discarded" if event.characters:
             return "(the answer broke off; what there is of it does not count)", "yellow"

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
-from nitinol import events as ev
 from nitinol import provider as providers
 from nitinol.actors.agent_actor import Cell, Crash
-from nitinol.errors import ConnectionFailed, ScriptExhausted
+from nitinol.actors.bus import Subscription
+from nitinol.actors.supervisor import Wake
+from nitinol.errors import AgentDown, ConnectionFailed, ScriptExhausted
 from nitinol.http import Http
 from nitinol.messages import Message, Part, StopReason, Text, Thinking, ToolCall
 from nitinol.prices import PriceList
@@ -223,24 +225,36 @@ def override_model(provider: ScriptedProvider | providers.Provider) -> Generator
 
 
 def crash(ref: AgentRef[Any], error: BaseException | None = None, *, timeout: float = 10.0) -> None:
-    """Make a live agent's actor raise, and wait until `agent.crashed` is committed. Its supervisor then restarts it."""
+    """Make a live agent's actor raise, and wait until `agent.crashed` is committed. Its supervisor then restarts it.
+
+    Raises:
+        AgentDown: It is parked or stopped: there is nothing that could crash.
+    """
     cell, system = ref._cell, ref._system  # pyright: ignore[reportPrivateUsage] # for tests
-    before = len([event for event in system.journal.read(ref.key) if isinstance(event, ev.AgentCrashed)])
-    with _subscription(ref) as crashed:
-        system.core.call(_post, cell, Crash(error or RuntimeError("crashed by nitinol.testing")))
-        if len([event for event in system.journal.read(ref.key) if isinstance(event, ev.AgentCrashed)]) == before:
-            crashed.get(timeout)
+    message = Crash(error or RuntimeError("crashed by nitinol.testing"))
+    if cell.life not in ("parked", "stopped"):
+        before = _crashes(ref)
+        with Subscription(system.bus, frozenset({"agent.crashed", "agent.parked"}), key=ref.key) as told:
+            system.core.call(_post, cell, message)
+            if _crashes(ref) > before or told.get(timeout).type == "agent.crashed":
+                return
+        system.core.call(_withdraw, cell, message)
+    raise AgentDown(f"agent {ref.key!r} is {cell.life}; there is nothing that could crash")
+
+
+def _crashes(ref: AgentRef[Any]) -> int:
+    return sum(event.type == "agent.crashed" for event in ref._system.journal.read(ref.key))  # pyright: ignore[reportPrivateUsage]
 
 
 def _post(cell: Cell, message: Crash) -> None:
-    if cell.actor is not None:
-        cell.actor.post(message)
+    if cell.actor is None:  # in backoff: it dies as soon as it is back, and that is now
+        cell.services.supervisor.post(Wake(cell, by_hand=False))
+    cell.tell(cast("Any", message))
 
 
-def _subscription(ref: AgentRef[Any]) -> Any:
-    from nitinol.actors.bus import Subscription
-
-    return Subscription(ref._system.bus, frozenset({"agent.crashed"}), key=ref.key)  # pyright: ignore[reportPrivateUsage]
+def _withdraw(cell: Cell, message: Crash) -> None:
+    if cell.backlog is not None:
+        cell.backlog = deque(item for item in cell.backlog if item is not cast("Any", message))
 
 
 def assert_tool_called(result: RunResult[Any], name: str, /, **arguments: Any) -> None:

@@ -33,6 +33,7 @@ from nitinol.machine import (
     CallModel,
     Cancel,
     Crashed,
+    Done,
     Effect,
     Input,
     Opened,
@@ -47,6 +48,7 @@ from nitinol.machine import (
     effects,
     step,
 )
+from nitinol.result import RunResult
 from nitinol.state import AgentState
 
 Life = Literal["opening", "up", "backoff", "parked", "stopped"]
@@ -95,7 +97,7 @@ class Services:
     tools: ToolRunner
     hooks: HookRunner
     supervisor: AgentSupervisor
-    result_of: Callable[[str, str], Any]
+    result_of: Callable[[str, str], RunResult[Any]]
     """Builds the result of a finished run, for `after_run` hooks."""
 
 
@@ -220,6 +222,9 @@ class Cell:
         self.actor.launch()
         run = self.committed.run
         flying = self.services.tools.in_flight(self.key)
+        for input in self.backlog or ():  # what has ended since the crash is told right after
+            if isinstance(input, Done):
+                flying[input.run_id, input.turn, input.call_id] = input.execution
         adopted = frozenset(
             (call_id, number)
             for (run_id, turn, call_id), number in flying.items()
@@ -238,6 +243,12 @@ class Cell:
             request.answer(stopped)
             return
         match self.life:
+            case "parked" if isinstance(request.input, Stop):
+                self._write(request.input, self.stopped, request.answer)
+                return
+            case "parked" if isinstance(request.input, Cancel):
+                self._write(request.input, self._wake_waiters, request.answer)
+                return
             case "parked":
                 request.answer(
                     AgentParked(f"agent {self.key!r} is parked after too many crashes; ref.resume() tries again")
@@ -314,13 +325,25 @@ class Cell:
         for request in list(self.requests or ()):
             self.settled(request, error)
 
-    def _write(self, input: Input, then: Callable[[], object]) -> None:
+    def _write(
+        self, input: Input, then: Callable[[], object], answer: Callable[[Events | BaseException], None] | None = None
+    ) -> None:
+        """Decide an input while no incarnation lives, and commit it."""
+
         def opened(opening: Opening | Exception) -> None:
             if isinstance(opening, Exception):
                 self._give_up(opening)
                 return
             self.epoch = opening.epoch
-            events, state = step(self._fold(opening), input, self.services.env.now())
+            try:
+                events, state = step(self._fold(opening), input, self.services.env.now())
+            except AlreadyResolved as refusal:
+                if answer is not None:
+                    answer(refusal)
+                return
+            if not events:
+                committed(events, state, None)
+                return
             self.services.journal.append(self.key, self.epoch, events, partial(committed, events, state))
 
         def committed(events: Events, state: AgentState, error: Exception | None) -> None:
@@ -330,6 +353,8 @@ class Cell:
             self.committed = state
             self.services.bus.publish(events)
             then()
+            if answer is not None:
+                answer(events)
 
         self.services.journal.open(self.key, opened)
 
@@ -438,7 +463,9 @@ class AgentActor(LoopActor):
                 cell.settled(request, events)
         for event in events:
             if event.type == "run.finished" and cell.definition.has_hook("after_run"):
-                self.services.core.spawn(self._after_run(event.run_id or ""))
+                # Built here: once it is told that the run has ended, its log may be forgotten.
+                result = self.services.result_of(cell.key, event.run_id or "")
+                self.services.core.spawn(self._after_run(result))
             elif event.type == "agent.stopped":
                 self.services.core.spawn(self._agent_stop(event.reason))
         if cell.actor is self:
@@ -526,12 +553,11 @@ class AgentActor(LoopActor):
         for run_id in [*(queued.run_id for queued in state.queue), *([state.run.run_id] if state.run else [])]:
             self.post(Cancel(run_id=run_id, by="agent_start", status="halted", reason=self.refusal))
 
-    async def _after_run(self, run_id: str) -> None:
+    async def _after_run(self, result: RunResult[Any]) -> None:
         try:
-            result = self.services.result_of(self.cell.key, run_id)
             await self.services.hooks.run("after_run", self.cell.definition, self.cell.committed, result)
         except HookFailed as error:
-            get_logger().warning("after_run failed", key=self.cell.key, run_id=run_id, error=str(error))
+            get_logger().warning("after_run failed", key=self.cell.key, run_id=result.run_id, error=str(error))
 
     async def _agent_stop(self, reason: str) -> None:
         try:

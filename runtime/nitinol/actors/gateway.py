@@ -17,7 +17,7 @@ from nitinol.env import Env, Loop
 from nitinol.errors import ConfigurationError, MalformedResponse, ProviderError
 from nitinol.hooks import Halt
 from nitinol.http import HttpPool
-from nitinol.logs import get_logger
+from nitinol.logs import describe, get_logger
 from nitinol.machine import Answered, AttemptReady, CallModel, Cancel, Failed
 from nitinol.prices import PriceList
 from nitinol.provider import Delta, ModelInfo, ModelRequest, ModelResponse, Provider, UsageSoFar
@@ -82,20 +82,34 @@ class _Attempt:
             response = await self._stream(request, began, started)
             await self._finish(response, gateway.env.monotonic() - started)
         except asyncio.CancelledError:
-            if self.sent:  # else nothing is owed, and whoever cancelled knows
+            if self.sent or self._is_open():  # else nothing is owed, and whoever cancelled knows
                 self._fail(ProviderError("the attempt was cancelled"), error_type="Cancelled")
             raise
         except HookFailed as error:
+            self._hook_failed(error)
             self._fail(ProviderError(str(error)), error_type="HookFailed")
-            port.tell(Cancel(run_id=effect.run_id, by="hook", status="failed", reason=str(error)))
         except (ProviderError, ConfigurationError) as error:
-            self._fail(error)
-            await self._on_error(error)
+            await self._report(error)
         except BaseException as error:  # a provider's bug is this attempt's failure, not the gateway's
             gateway.log.error("a provider raised what is no ProviderError", key=port.key, exc_info=error)
-            wrapped = MalformedResponse(f"the provider raised {type(error).__name__}: {error}")
-            self._fail(wrapped)
-            await self._on_error(wrapped)
+            await self._report(MalformedResponse(f"the provider raised {type(error).__name__}: {describe(error)}"))
+
+    def _is_open(self) -> bool:
+        """Whether `model.started` was committed, although its news did not reach this task before it was cancelled."""
+        effect, run = self.effect, self.port.committed.run
+        at = None if run is None or not run.attempt_open else (run.run_id, run.turn, run.attempt)
+        return at == (effect.run_id, effect.turn, effect.attempt)
+
+    async def _report(self, error: Exception) -> None:
+        """Tell of a failure; the `on_error` hooks come first, so that a `Halt` ends the run before the failure does."""
+        try:
+            await self._on_error(error)
+        finally:
+            self._fail(error)
+
+    def _hook_failed(self, error: HookFailed) -> None:
+        # Before the attempt's own failure, which could end the run, or go on with another model.
+        self.port.tell(Cancel(run_id=self.effect.run_id, by="hook", status="failed", reason=str(error)))
 
     async def _delay(self) -> None:
         if providers.overridden() is not None:  # tests never wait for a retry
@@ -236,12 +250,14 @@ class _Attempt:
 
     def _fail(self, error: Exception, error_type: str | None = None) -> None:
         effect, provider = self.effect, self.provider
-        known = error if isinstance(error, ProviderError) else ProviderError(str(error))
+        known = error if isinstance(error, ProviderError) else ProviderError(describe(error))
         usage: Usage | None = None
         if self.sent:
             # An HTTP error before the first byte is billed by nobody; anything later is owed, at least the input.
             refused = not self.characters and self.usage is None and (known.status_code or 0) >= 400
             usage = NO_USAGE if refused else self.usage or self._estimate()
+        elif self._is_open():
+            usage = NO_USAGE
         self.port.tell(
             Failed(
                 run_id=effect.run_id,
@@ -250,7 +266,7 @@ class _Attempt:
                 provider=provider.name if provider else "",
                 model=provider.model if provider else model_name(self.agent.models[effect.model_index]),
                 error_type=error_type or type(error).__name__,
-                error=str(error),
+                error=describe(error),
                 retryable=known.retryable,
                 status_code=known.status_code,
                 retry_after=known.retry_after,
@@ -269,9 +285,9 @@ class _Attempt:
             return
         effect, state = self.effect, self.port.committed
         try:
-            answer = await self.gateway.hooks.run("on_error", self.agent, state, str(error))
+            answer = await self.gateway.hooks.run("on_error", self.agent, state, describe(error))
         except HookFailed as failure:
-            self.port.tell(Cancel(run_id=effect.run_id, by="hook", status="failed", reason=str(failure)))
+            self._hook_failed(failure)
             return
         if isinstance(answer, Halt):
             self.port.tell(Cancel(run_id=effect.run_id, by="hook", status="halted", reason=answer.reason))

@@ -11,6 +11,7 @@ from nitinol.actors.worker_pool import Ending, Job, WorkerPool
 from nitinol.agent import Agent
 from nitinol.errors import NitinolError
 from nitinol.hooks import Block, Halt, HookContext, HookPoint, implementers
+from nitinol.logs import describe
 from nitinol.state import AgentState
 
 
@@ -39,7 +40,7 @@ class HookRunner:
             if ending == "returned":
                 future.set_result(value)
             elif ending == "raised":
-                future.set_exception(HookFailed(f"{name} raised {type(value).__name__}: {value}"))
+                future.set_exception(HookFailed(f"{name} raised {type(value).__name__}: {describe(value)}"))
             else:
                 why = f"took longer than {timeout:g} s" if ending == "timeout" else f"did not run: {value or ending}"
                 future.set_exception(HookFailed(f"{name} {why}"))

@@ -24,7 +24,7 @@ from nitinol.actors.supervisor import AgentSupervisor
 from nitinol.actors.tool_runner import ToolRunner
 from nitinol.actors.worker_pool import WorkerPool
 from nitinol.agent import Agent
-from nitinol.env import Env, Loop
+from nitinol.env import Env, Loop, on_a_loop
 from nitinol.errors import KeyTaken, RuntimeDown, RuntimeStopped
 from nitinol.journal.base import Journal
 from nitinol.logs import get_logger
@@ -117,12 +117,13 @@ class System:
             except BaseException as error:
                 future.set_exception(error)
 
-        self.core.call(lambda: self.core.spawn(main()))
+        if not self.core.call(lambda: self.core.spawn(main())):
+            future.set_exception(RuntimeStopped("the runtime was stopped"))
         return future
 
     def is_own_thread(self) -> bool:
-        """Whether the caller is one of the system's loops, which must never block."""
-        return self.core.is_current() or self.user.is_current() or self.supervising.is_current()
+        """Whether the caller is one of the system's loops, or another runtime's, which must never block."""
+        return on_a_loop() or self.core.is_current() or self.user.is_current() or self.supervising.is_current()
 
     def forget(self, key: str, after_run: str | None = None) -> None:
         """Drop an agent and its log, once that run has ended. Soon; from any thread, and from a finalizer."""
@@ -155,19 +156,25 @@ class System:
         if not self.journal.durable:
             for cell in self.cells.values():
                 state = cell.committed
-                for run_id in [*([state.run.run_id] if state.run else []), *(queued.run_id for queued in state.queue)]:
+                for run_id in [*(queued.run_id for queued in state.queue), *([state.run.run_id] if state.run else [])]:
                     cell.submit(Cancel(run_id=run_id, by="stop"))
             await self._until_idle(min(GRACE + 1.0, max(until - self.env.monotonic(), 0.5)))
         stops = [asyncio.wrap_future(cell.submit(Stop(reason="the runtime stopped"))) for cell in self.cells.values()]
         if stops:
-            await asyncio.wait(stops, timeout=max(until - self.env.monotonic(), 0.5))
+            done, _ = await asyncio.wait(stops, timeout=max(until - self.env.monotonic(), 0.5))
+            for stop in done:
+                stop.exception()  # seen: an agent that could not be stopped in good order is stopped below
         self.pool.stop()
         self.hook_pool.stop()
-        await self.gateway.close()
-        self.supervisor.stop()
-        for cell in self.cells.values():
-            cell.stopped()  # whoever still waits for one is told
-        self.bus.stop(self.failure or RuntimeStopped("the runtime was stopped"))
+        failure = self.failure or RuntimeStopped("the runtime was stopped")
+        try:
+            await self.gateway.close()
+        finally:
+            self.supervisor.stop()
+            for cell in self.cells.values():
+                cell.refuse(failure)  # whoever still waits for one is told
+                cell.stopped()
+            self.bus.stop(failure)
 
     async def _until_idle(self, timeout: float) -> None:
         """Wait until no run is open, at most `timeout` seconds."""

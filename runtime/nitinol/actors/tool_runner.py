@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pydantic_core
+
 from nitinol import events as ev
 from nitinol.actors.hook_runner import HookFailed, HookRunner
 from nitinol.actors.port import Port, Stopper
@@ -16,6 +18,7 @@ from nitinol.agent import Agent
 from nitinol.env import Env, Loop
 from nitinol.errors import ToolError
 from nitinol.hooks import Block, Halt
+from nitinol.logs import describe
 from nitinol.machine import Cancel, Done, Granted, Prepared, PrepareTool, RunTool
 from nitinol.messages import Outcome
 from nitinol.state import CallState, RunState
@@ -144,13 +147,14 @@ class _Execution:
                 self._tell_result(value, duration)
                 return
             case "raised" if isinstance(value, ToolError):
-                answer = _answer(effect, self.number, "error", str(value), duration=duration)
+                answer = _answer(effect, self.number, "error", describe(value), duration=duration)
             case "raised":
-                answer = _answer(effect, self.number, "error", f"{type(value).__name__}: {value}", duration=duration)
+                text = f"{type(value).__name__}: {describe(value)}"
+                answer = _answer(effect, self.number, "error", text, duration=duration)
             case "timeout":
                 text = f"{tool.name!r} did not answer within {tool.timeout:g} seconds and was given up."
                 answer = _answer(effect, self.number, "timeout", text, duration=duration)
-            case "cancelled" if self.number and not tool.is_async and value is None:  # given up, not seen to end
+            case "cancelled" if self.number and value is None:  # given up, not seen to end
                 text = "The call was cancelled while it ran; whether it took effect is not known."
                 answer = _answer(effect, self.number, "uncertain", text, duration=duration)
             case "cancelled":
@@ -160,18 +164,17 @@ class _Execution:
         self._tell(answer)
 
     async def _after_tool(self, result: ToolResult, duration: float) -> None:
-        effect = self.effect
+        run_id = self.effect.run_id
+        # A hook's end of the run comes before the result, which could begin the next turn.
         try:
             answer = await self.runner.hooks.run("after_tool", self.agent, self.port.committed, self.call.call, result)
-        except HookFailed as error:
-            answer = None
-            self._tell_result(result, duration)
-            self.port.tell(Cancel(run_id=effect.run_id, by="hook", status="failed", reason=str(error)))
-        if isinstance(answer, Halt):
-            self.port.tell(Cancel(run_id=effect.run_id, by="hook", status="halted", reason=answer.reason))
-            answer = result
-        if answer is not None:
-            self._tell_result(_clipped(answer), duration)
+            if isinstance(answer, Halt):
+                self.port.tell(Cancel(run_id=run_id, by="hook", status="halted", reason=answer.reason))
+            else:
+                result = _clipped(answer)
+        except (HookFailed, ToolError) as error:  # it raised, or what it made of the result is no result
+            self.port.tell(Cancel(run_id=run_id, by="hook", status="failed", reason=describe(error)))
+        self._tell_result(result, duration)
 
     def _tell_result(self, result: ToolResult, duration: float) -> None:
         outcome: Outcome = "error" if result.error else "ok"
@@ -229,11 +232,17 @@ class _Execution:
             else tuple(directory / path for path in agent.allowed_paths),
             deadline=until if due is None else min(until, due / 1e9),
             is_cancelled=lambda: self.job.cancelled,
-            report=lambda data: self.runner.core.call(self._progress, data),
+            report=self._report,
         )
 
+    def _report(self, data: Any) -> None:
+        # As plain data, made in the tool's time: subscribers may write it down, and the tool may change its object.
+        plain = pydantic_core.to_jsonable_python(data, fallback=repr, inf_nan_mode="null")
+        self.runner.core.call(self._progress, plain)
+
     def _progress(self, data: Any) -> None:
-        self._publish(ev.ToolProgress, data=data)
+        if self.job.state == "running":
+            self._publish(ev.ToolProgress, data=data)
 
 
 def _answer(effect: RunTool, execution: int, outcome: Outcome, text: str, duration: float = 0.0) -> Done:

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
+from functools import partial
 from typing import Any, Literal
 
 from nitinol.actors.actor import ThreadActor
@@ -56,6 +57,18 @@ class Job:
     worker: Any = None
     pool: WorkerPool | None = None
     """Where it runs; set by `submit`."""
+    lent: int = 0
+    """How many calls of this job wait for others; while any does, its slot is lent out."""
+
+    def lend(self) -> None:
+        """The job waits for other jobs: its slot may be used meanwhile. From the job's thread."""
+        if self.pool is not None:
+            self.pool.core.call(self.pool.lend, self)
+
+    def take_back(self) -> None:
+        """The job goes on. From the job's thread."""
+        if self.pool is not None:
+            self.pool.core.call(self.pool.take_back, self)
 
 
 class Worker(ThreadActor):
@@ -163,14 +176,18 @@ class WorkerPool:
                 job.timer.cancel()
             job.timer = self.core.call_later(grace, self._give_up, job, "cancelled")
 
-    def lend(self) -> None:
-        """The caller's job waits for other jobs: its slot may be used meanwhile."""
-        self._threads.slots += 1
-        self._dispatch(self._threads)
+    def lend(self, job: Job) -> None:
+        """The job waits for other jobs: its slot may be used meanwhile."""
+        job.lent += 1
+        if job.lent == 1 and job.state == "running":
+            self._threads.slots += 1
+            self._dispatch(self._threads)
 
-    def take_back(self) -> None:
-        """The caller's job goes on."""
-        self._threads.slots -= 1
+    def take_back(self, job: Job) -> None:
+        """The job goes on."""
+        job.lent -= 1
+        if job.lent == 0 and job.state == "running":
+            self._threads.slots -= 1
 
     def stop(self) -> None:
         """Refuse what waits and what comes; idle workers end, the others when their job does."""
@@ -229,8 +246,14 @@ class WorkerPool:
 
     def _begin_coroutine(self, job: Job) -> None:
         job.task = self.user.spawn(self._guard(job))
+        job.task.add_done_callback(partial(self._never_began, job))
         if job.cancelled:
             job.task.cancel()
+
+    def _never_began(self, job: Job, task: asyncio.Task[Any]) -> None:
+        # A task that is cancelled before its first step does not even enter its guard.
+        if task.cancelled():
+            self.core.call(self._returned, None, job, False, asyncio.CancelledError())
 
     async def _guard(self, job: Job) -> None:
         try:
@@ -272,6 +295,7 @@ class WorkerPool:
             self.user.call(_cancel_task, job)
         else:
             self.abandoned += 1
+            lane.slots -= job.lent > 0  # given up while its slot was lent: it does not come back for it
         self._end(job, ending, None)
         self._dispatch(lane)
 
