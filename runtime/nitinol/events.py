@@ -13,7 +13,8 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar, cast, get_args
 
-from pydantic import Discriminator, TypeAdapter
+from pydantic import Discriminator, TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError
 from typing_extensions import dataclass_transform
 
 from nitinol.messages import DeltaKind, InputMode, Media, Message, Outcome, RunStatus, StopReason
@@ -585,16 +586,29 @@ def pack(event: EventBase) -> bytes:
     """A durable event's fields for a store, without its type and position, and what of its envelope says nothing."""
     silent = {name for name, default in _SILENT.items() if getattr(event, name) == default}
     silent.add("position")
-    return _adapter(event.__class__).dump_json(event, exclude=silent)
+    adapter = _adapter(event.__class__)
+    try:
+        return adapter.dump_json(event, exclude=silent)
+    except PydanticSerializationError:  # lone surrogates: no UTF-8 can hold them
+        data = adapter.dump_python(event, mode="json", exclude=silent)
+        return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
 def unpack(type: str, body: bytes) -> EventBase:
-    """The inverse of `pack`. A type this version does not know becomes `Custom`."""
+    """The inverse of `pack`. What this version does not know, a type or a shape, becomes `Custom`; so does rubbish."""
     cls = TYPES.get(type)
-    if cls is not None:
-        return _adapter(cls).validate_json(body)
-    data: dict[str, Any] = json.loads(body)
-    return from_dict({**data, "type": type})
+    try:
+        if cls is not None:
+            return _adapter(cls).validate_json(body)
+    except ValidationError:
+        pass
+    try:
+        data: Any = json.loads(body)
+    except ValueError:
+        data = None
+    values = cast("dict[str, Any]", data) if isinstance(data, dict) else {}
+    envelope = {name: value for name, value in values.items() if name in ENVELOPE}
+    return Custom(name=type, payload={name: values[name] for name in values.keys() - envelope}, **envelope)
 
 
 def ephemeral(event_class: type[E], envelope: EventBase, ts: int, seq: int, **payload: Any) -> E:

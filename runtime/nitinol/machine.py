@@ -42,6 +42,8 @@ class Opened:
     restarts: int = 0
     delay: float = 0.0
     by_hand: bool = False
+    suspended: bool = False
+    """The store failed, not the agent: that counts against no run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -639,7 +641,7 @@ def _opened(d: _Decision, input: Opened) -> None:
         if call.stage == "running" and (call.call.call_id, call.execution) not in input.adopted
     ]
     at_work = run.attempt_open or bool(lost)
-    recoveries = run.recoveries + (at_work and not stopped)  # a clean stop never counts
+    recoveries = run.recoveries + (at_work and not stopped and not input.suspended)  # a clean stop never counts
     d.emit(ev.RunResumed, reason="recovered", recoveries=recoveries)
     if run.attempt_open:
         d.charge_lost_attempt("the agent was restarted")
@@ -911,6 +913,8 @@ def _done(d: _Decision, input: Done) -> None:
     call = d.run.call(input.call_id)
     if call is None or call.stage == "done" or (input.execution and call.execution != input.execution):
         return
+    if d.state.stopped and d.run.ending is None and input.outcome in ("cancelled", "uncertain"):
+        return  # the stop's own doing: the next start decides, by the call's stage and its tool's `replay`
     d.answer(call, input.outcome, input.text, input)
     d.after_answer()
 

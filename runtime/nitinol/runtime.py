@@ -31,7 +31,7 @@ from nitinol.errors import (
 )
 from nitinol.handle import RunHandle, Waiting, result_of, wait
 from nitinol.journal import open_journal
-from nitinol.machine import GRACE, Cancel, Configure, Input, Reset, Send, Stop
+from nitinol.machine import GRACE, Cancel, Configure, Input, Look, Reset, Send, Stop
 from nitinol.messages import Message, Prompt, to_message
 from nitinol.provider import Provider
 from nitinol.repair import view
@@ -218,23 +218,58 @@ class AgentRef(Generic[OutT]):
         )
 
     def messages(self) -> tuple[Message, ...]:
-        """The view: what the model is sent."""
-        return view(self._cell.committed.transcript)[0]
+        """The view: what the model is sent. Waits only until the agent's log has been read, after its start."""
+        self._look("messages")
+        return self._messages()
 
     async def amessages(self) -> tuple[Message, ...]:
         """As `messages`."""
-        return self.messages()
+        await self._alook()
+        return self._messages()
 
     def history(self) -> tuple[Message, ...]:
-        """The transcript: every message, as the journal has it."""
-        return tuple(self._cell.committed.transcript)
+        """The transcript: every message, as the journal has it. Waits as `messages` does."""
+        self._look("history")
+        return self._history()
 
     async def ahistory(self) -> tuple[Message, ...]:
         """As `history`."""
-        return self.history()
+        await self._alook()
+        return self._history()
 
     def snapshot(self) -> dict[str, Any]:
-        """The agent's log as plain JSON data: key, agent and events. Restorable, since the log is the agent."""
+        """The agent's log as plain JSON data: key, agent and events. Restorable, since the log is the agent.
+
+        Waits as `messages` does.
+        """
+        self._look("snapshot")
+        return self._snapshot()
+
+    async def asnapshot(self) -> dict[str, Any]:
+        """As `snapshot`."""
+        await self._alook()
+        return self._snapshot()
+
+    def _look(self, name: str) -> None:
+        """Wait until the log has been read. Who is parked or stopped has been read, or never will be."""
+        if self._is_opening():
+            wait(self._system, self._cell, Look(), name, f"await ref.a{name}(…)")
+
+    async def _alook(self) -> None:
+        if self._is_opening():
+            await asyncio.wrap_future(self._cell.submit(Look()))
+
+    def _is_opening(self) -> bool:
+        # One that is suspended by its store is opening too, and has been read.
+        return self._system.journal.durable and self._cell.epoch == 0 and self._cell.life == "opening"
+
+    def _messages(self) -> tuple[Message, ...]:
+        return view(self._cell.committed.transcript)[0]
+
+    def _history(self) -> tuple[Message, ...]:
+        return tuple(self._cell.committed.transcript)
+
+    def _snapshot(self) -> dict[str, Any]:
         events = self._system.journal.read(self.key)
         return {
             "v": 1,
@@ -242,10 +277,6 @@ class AgentRef(Generic[OutT]):
             "agent": self._cell.definition.name,
             "events": [event.to_dict() for event in events],
         }
-
-    async def asnapshot(self) -> dict[str, Any]:
-        """As `snapshot`."""
-        return self.snapshot()
 
     # -- changing
 
@@ -460,18 +491,23 @@ class Runtime:
         return RunHandle(self._system, cell, run_id, cell.definition.output)
 
     def forget(self, key: str) -> None:
-        """Drop an agent and its log.
+        """Drop an agent and its log, live or only in the store. Its bill stays in the store.
 
         Raises:
             NotFound: No agent lives there.
         """
-        self.get(key).stop()
-        self._system.forget(key)
+        live = self._known(key)
+        with Waiting(self._system, "forget", "await rt.aforget(…)"):
+            if live is not None:
+                live.stop()
+            self._system.forget(key).result()
 
     async def aforget(self, key: str) -> None:
         """As `forget`."""
-        await self.get(key).astop()
-        self._system.forget(key)
+        live = self._known(key)
+        if live is not None:
+            await live.astop()
+        await asyncio.wrap_future(self._system.forget(key))
 
     # -- events
 
@@ -587,6 +623,14 @@ class Runtime:
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         await self.astop(drain=0.0 if kind is not None else None)
+
+    def _known(self, key: str) -> AgentRef[Any] | None:
+        """The agent of a key, if it is live; `None` if only the store knows it."""
+        self._system.check()
+        cell = self._system.cells.get(key)
+        if cell is None and self._system.journal.head(key) is None:
+            raise NotFound(f"no agent lives at {key!r}")
+        return None if cell is None else AgentRef(self._system, cell, cell.definition.output)
 
     def _cell(self, key: str) -> Cell | None:
         """The live agent of a key; one that only the store knows is started, if its definition was given."""

@@ -12,17 +12,23 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from tests.logs_of import SOON, log_of, wait_for
 
 from nitinol import Agent, Delta, Message, ModelInfo, ModelRequest, ModelResponse, Runtime, ToolContext, events, tool
 from nitinol.actors.bus import EventBus, Subscription, matching_types
 from nitinol.env import Env
-from nitinol.errors import ConfigurationError, ConnectionFailed, RuntimeStopped, SubscriptionClosed, SubscriptionOverflow
+from nitinol.errors import (
+    ConfigurationError,
+    ConnectionFailed,
+    RuntimeStopped,
+    SubscriptionClosed,
+    SubscriptionOverflow,
+)
 from nitinol.http import Http
 from nitinol.journal import MemoryJournal
 from nitinol.messages import Text
 from nitinol.retry import Retry
 from nitinol.testing import ScriptedProvider, call, fail, say
-from tests.logs_of import SOON, log_of, wait_for
 
 
 @pytest.fixture
@@ -30,6 +36,10 @@ def rt() -> Iterator[Runtime]:
     """A runtime that is stopped at once at the end."""
     with Runtime(drain=0.0) as runtime:
         yield runtime
+
+
+def ignored(error: Exception | None) -> None:
+    """Nobody waits for it."""
 
 
 class Desk:
@@ -416,7 +426,7 @@ def test_a_cursor_is_not_held_up_by_a_forgotten_tail() -> None:
     desk = Desk()
     desk.durable(2)
     desk.lives("gone", 20)
-    desk.journal.forget("gone")
+    desk.journal.forget("gone", ignored)
     with desk.subscribe(after=0) as reader:
         assert [event.key for event in drained(reader)] == ["k", "k"]
         desk.ephemeral()
@@ -429,11 +439,11 @@ def test_a_key_that_was_forgotten_and_lives_again_is_in_the_stream() -> None:
     desk = Desk()
     desk.lives("big", 20)
     desk.durable(4)
-    desk.journal.forget("k")
+    desk.journal.forget("k", ignored)
     desk.journal.open("k", lambda opening: None)
     desk.seq = 0
     desk.durable(2)
-    desk.journal.forget("big")  # most of the stream is dead now: it is swept
+    desk.journal.forget("big", ignored)  # most of the stream is dead now: it is swept
     with desk.subscribe(after=0, key="k") as reader:
         assert [event.seq for event in drained(reader)] == [1, 2]
 

@@ -9,15 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from tests.logs_of import SOON, assert_valid, log_of, types_of, wait_for
 
-from nitinol import AgentRef, Agent, Approval, Hooks, Runtime, ToolContext, events, tool
+from nitinol import Agent, AgentRef, Approval, Hooks, Runtime, ToolContext, events, tool
 from nitinol.actors.agent_actor import Crash
 from nitinol.actors.bus import Subscription
 from nitinol.errors import AgentDown, AgentParked, ConnectionFailed
 from nitinol.hooks import HookContext
 from nitinol.retry import Retry
 from nitinol.testing import ScriptedProvider, call, crash, fail, gate, say
-from tests.logs_of import SOON, assert_valid, log_of, types_of, wait_for
 
 NO_WAIT = Retry(base=0.0)
 
@@ -254,7 +254,8 @@ def test_parallel_calls_survive_together(rt: Runtime) -> None:
         release.set()
         result = handle.result(SOON)
     assert [record.text for record in result.tool_calls] == ["quick", "slow", "alone"]
-    assert ran == [1, 2, 3]
+    assert sorted(ran[:2]) == [1, 2]  # in parallel
+    assert ran[2:] == [3]
     assert_valid(ref)
 
 

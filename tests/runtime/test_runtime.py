@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from tests.logs_of import SOON, assert_valid, log_of, types_of, wait_for
 
 from nitinol import Agent, Approval, Runtime, arun, run, tool
 from nitinol.errors import (
@@ -30,7 +31,6 @@ from nitinol.messages import Text
 from nitinol.provider import ModelRequest
 from nitinol.result import RunResult
 from nitinol.testing import ScriptedProvider, Wait, call, gate, say
-from tests.logs_of import SOON, assert_valid, log_of, types_of, wait_for
 
 
 def echo() -> ScriptedProvider:
@@ -120,8 +120,8 @@ def test_wrong_options_are_refused() -> None:
     """Nothing is started."""
     with pytest.raises(ConfigurationError, match="workers"):
         Runtime(workers=0)
-    with pytest.raises(ConfigurationError, match="memory"):
-        Runtime("agents.db")
+    with pytest.raises(ConfigurationError, match="the stores are"):
+        Runtime("postgresql://localhost/agents")
     with Runtime() as rt:
         with pytest.raises(UnknownModel, match="nobody"):
             rt.start(scout(model="nobody:at-all"))

@@ -11,7 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -25,7 +25,16 @@ from nitinol.actors.supervisor import AgentSupervisor, ChildDown, Wake
 from nitinol.actors.tool_runner import ToolRunner
 from nitinol.agent import Agent
 from nitinol.env import Env, Loop, Timer
-from nitinol.errors import AgentDown, AgentParked, AgentStopped, AlreadyResolved, NitinolError, RuntimeStopped, StorageFailed
+from nitinol.errors import (
+    AgentDown,
+    AgentParked,
+    AgentStopped,
+    AlreadyResolved,
+    KeyTaken,
+    NitinolError,
+    RuntimeStopped,
+    StorageFailed,
+)
 from nitinol.hooks import Halt
 from nitinol.journal.base import Journal, Opening
 from nitinol.logs import describe, get_logger
@@ -104,7 +113,10 @@ class Services:
 class Cell:
     """The stable side of an agent."""
 
-    __slots__ = ("actor", "backlog", "committed", "definition", "epoch", "key", "life", "requests", "services")
+    __slots__ = (
+        "actor", "backlog", "committed", "deferred", "definition", "epoch", "failure", "key", "life", "reopening",
+        "requests", "services", "writes",
+    )  # fmt: skip
 
     def __init__(self, services: Services, key: str, definition: Agent[Any]) -> None:
         self.services = services
@@ -114,8 +126,15 @@ class Cell:
         self.actor: AgentActor | None = None
         self.life: Life = "opening"
         self.epoch = 0
+        """Under which its incarnation writes; 0 until its log has been read."""
         self.requests: deque[Request] | None = None
         self.backlog: deque[Input] | None = None
+        self.failure: Exception | None = None
+        """Why its log cannot be read; then it is parked."""
+        self.reopening: Timer | None = None
+        self.writes = 0
+        """Decisions of the cell itself that are not committed yet; no incarnation starts before they are."""
+        self.deferred: Opened | None = None
 
     # -- from any thread
 
@@ -140,7 +159,10 @@ class Cell:
         future: Future[Events] = Future()
 
         def resume() -> None:
-            if self.life == "parked":
+            if self.failure is not None:
+                self.life = "opening"
+                self.open()
+            elif self.life == "parked":
                 self.life = "backoff"
             if self.life == "backoff":
                 self.services.supervisor.post(Wake(self, by_hand=True))
@@ -184,9 +206,13 @@ class Cell:
 
     # -- on the core loop
 
-    def open(self) -> None:
-        """Take over the key and start the first incarnation of this process."""
-        self.services.journal.open(self.key, self._opened)
+    def open(self, suspended: bool = False) -> None:
+        """Take over the key and start an incarnation: the first of this process, or after a failure of the store."""
+        if self.reopening is not None:
+            self.reopening.cancel()
+            self.reopening = None
+        if self.life == "opening":
+            self.services.journal.open(self.key, partial(self._opened, suspended))
 
     def _fold(self, opening: Opening) -> AgentState:
         blank = AgentState(self.key, self.definition.name, self.definition, seq=opening.base_seq)
@@ -197,25 +223,39 @@ class Cell:
         if self.actor is not actor:
             return
         self.actor, self.life = None, "opening"
-        self.services.core.call_later(STORE_RETRY, self.open)
+        self._open_later(suspended=True)
 
-    def _opened(self, opening: Opening | Exception) -> None:
+    def _open_later(self, suspended: bool) -> None:
+        if self.reopening is None:
+            self.reopening = self.services.core.call_later(STORE_RETRY, self.open, suspended)
+
+    def _opened(self, suspended: bool, opening: Opening | Exception) -> None:
+        if self.life != "opening":
+            return
         if isinstance(opening, StorageFailed):
-            self.services.core.call_later(STORE_RETRY, self.open)
+            self._open_later(suspended)
             return
-        if isinstance(opening, Exception):
-            self._give_up(opening)
-            return
-        self.epoch = opening.epoch
         try:
-            self.committed = self._fold(opening)
-        except NitinolError as error:
+            self._read(opening)
+        except Exception as error:
             self._give_up(error)
             return
-        self._launch(Opened())
+        self._launch(Opened(suspended=suspended))
+
+    def _read(self, opening: Opening | Exception) -> None:
+        if isinstance(opening, Exception):
+            raise opening
+        if opening.events and opening.events[-1].agent != self.definition.name:
+            name = opening.events[-1].agent
+            raise KeyTaken(f"key {self.key!r} is an agent {name!r} in the store; it cannot be a {self.definition.name!r} too")
+        self.committed = self._fold(opening)
+        self.epoch, self.failure = opening.epoch, None
 
     def _launch(self, opened: Opened) -> None:
         if self.actor is not None or self.life == "stopped":
+            return
+        if self.writes:
+            self.deferred = opened
             return
         self.life = "up"
         self.actor = AgentActor(self, self.committed)
@@ -230,7 +270,7 @@ class Cell:
             for (run_id, turn, call_id), number in flying.items()
             if run is not None and (run_id, turn) == (run.run_id, run.turn)
         )
-        self.actor.post(Opened(adopted=adopted, restarts=opened.restarts, delay=opened.delay, by_hand=opened.by_hand))
+        self.actor.post(replace(opened, adopted=adopted))
         backlog, self.backlog = self.backlog or (), None
         for input in backlog:
             self.actor.post(input)
@@ -243,6 +283,9 @@ class Cell:
             request.answer(stopped)
             return
         match self.life:
+            case "parked" if self.failure is not None:
+                request.answer(self.failure)
+                return
             case "parked" if isinstance(request.input, Stop):
                 self._write(request.input, self.stopped, request.answer)
                 return
@@ -320,7 +363,7 @@ class Cell:
             self.settled(request, () if isinstance(request.input, Stop) else error)
 
     def _give_up(self, error: Exception) -> None:
-        self.life = "parked"
+        self.life, self.failure = "parked", error
         get_logger().error("agent cannot be opened", key=self.key, error=repr(error))
         for request in list(self.requests or ()):
             self.settled(request, error)
@@ -328,35 +371,53 @@ class Cell:
     def _write(
         self, input: Input, then: Callable[[], object], answer: Callable[[Events | BaseException], None] | None = None
     ) -> None:
-        """Decide an input while no incarnation lives, and commit it."""
+        """Decide an input while no incarnation lives, and commit it. A store that fails is waited for."""
+        journal = self.services.journal
 
         def opened(opening: Opening | Exception) -> None:
-            if isinstance(opening, Exception):
-                self._give_up(opening)
+            if isinstance(opening, StorageFailed):
+                again()
                 return
-            self.epoch = opening.epoch
             try:
-                events, state = step(self._fold(opening), input, self.services.env.now())
+                self._read(opening)
+                events, state = step(self.committed, input, self.services.env.now())
             except AlreadyResolved as refusal:
-                if answer is not None:
-                    answer(refusal)
+                done(refusal)
                 return
-            if not events:
+            except Exception as error:
+                self._give_up(error)
+                done(error)
+                return
+            if events:
+                journal.append(self.key, self.epoch, events, partial(committed, events, state))
+            else:
                 committed(events, state, None)
-                return
-            self.services.journal.append(self.key, self.epoch, events, partial(committed, events, state))
 
         def committed(events: Events, state: AgentState, error: Exception | None) -> None:
-            if error is not None:
-                self._give_up(error)
+            if error is not None:  # the store failed, or another decision of the cell came between
+                again()
                 return
             self.committed = state
             self.services.bus.publish(events)
             then()
-            if answer is not None:
-                answer(events)
+            done(events)
 
-        self.services.journal.open(self.key, opened)
+        def again() -> None:
+            if self.life == "stopped":
+                done(AgentStopped(f"agent {self.key!r} was stopped"))
+            else:
+                self.services.core.call_later(STORE_RETRY, journal.open, self.key, opened)
+
+        def done(outcome: Events | BaseException) -> None:
+            self.writes -= 1
+            if answer is not None:
+                answer(outcome)
+            if not self.writes and self.deferred is not None:
+                deferred, self.deferred = self.deferred, None
+                self._launch(deferred)
+
+        self.writes += 1
+        journal.open(self.key, opened)
 
     def _wake_waiters(self) -> None:
         run, queue = self.committed.run, self.committed.queue
@@ -379,6 +440,8 @@ class AgentActor(LoopActor):
         self.held = False
         """Effects wait: for the `agent_start` hooks, or for ever if one refused."""
         self.refusal: str | None = None
+        self.uncommitted: deque[Done] = deque()
+        """Outcomes of tools that were decided on; should the store fail, they are told again."""
 
     def on_receive(self, message: Any) -> None:
         match message:
@@ -440,20 +503,32 @@ class AgentActor(LoopActor):
         if not events:
             return False
         self.working = state
+        if isinstance(input, Done):
+            self.uncommitted.append(input)
         self.services.journal.append(
-            self.cell.key, self.epoch, events, partial(self._committed, events, state, request)
+            self.cell.key, self.epoch, events, partial(self._told, events, state, request, input)
         )
         return True
 
-    def _committed(self, events: Events, state: AgentState, request: Request | None, error: Exception | None) -> None:
+    def _told(
+        self, events: Events, state: AgentState, request: Request | None, input: Input, error: Exception | None
+    ) -> None:
+        """How an append went. Whatever escapes is a crash, as in a handler: here nobody else would see it."""
+        try:
+            if isinstance(error, StorageFailed):
+                self.discard()
+            elif error is not None:
+                raise error
+            else:
+                if isinstance(input, Done):
+                    self.uncommitted.remove(input)
+                self._committed(events, state, request)
+        except BaseException as escaped:
+            self._die(escaped)
+
+    def _committed(self, events: Events, state: AgentState, request: Request | None) -> None:
         """Everything that a decision releases is released here, in order of commits: publishes, replies, effects."""
         cell = self.cell
-        if isinstance(error, StorageFailed):
-            self.discard()
-            return
-        if error is not None:
-            self._die(error)
-            return
         cell.committed = state
         self.services.bus.publish(events)
         if request is not None:
@@ -476,6 +551,9 @@ class AgentActor(LoopActor):
         if self.cell.actor is self:
             self.actor_stopped.set()
             self._stop_effects(tools=False)
+            for done in self.uncommitted:
+                self.on_unhandled(done)
+            self._refuse_rest()
             self.cell.suspend(self)
 
     def _reconcile(self) -> None:

@@ -50,6 +50,7 @@ class System:
         self.user = env.start_loop("nitinol-user")
         self.supervising = env.start_loop("nitinol-supervisor")
         self.bus = EventBus(env, journal)
+        self.bus.position = journal.position
         self.hook_pool = WorkerPool(env, self.core, self.user, HOOK_WORKERS)
         self.hooks = HookRunner(self.hook_pool)
         self.pool = WorkerPool(env, self.core, self.user, workers, self._saturated)
@@ -125,9 +126,12 @@ class System:
         """Whether the caller is one of the system's loops, or another runtime's, which must never block."""
         return on_a_loop() or self.core.is_current() or self.user.is_current() or self.supervising.is_current()
 
-    def forget(self, key: str, after_run: str | None = None) -> None:
+    def forget(self, key: str, after_run: str | None = None) -> Future[None]:
         """Drop an agent and its log, once that run has ended. Soon; from any thread, and from a finalizer."""
-        self.core.call(self._forget, key, after_run)
+        forgotten: Future[None] = Future()
+        if not self.core.call(self._forget, forgotten, key, after_run):
+            forgotten.set_exception(RuntimeStopped("the runtime was stopped"))
+        return forgotten
 
     def stop(self, drain: float, deadline: float) -> Future[None]:
         """Stop everything: new work is refused, runs get `drain` seconds, all ends within about `deadline` seconds."""
@@ -199,15 +203,15 @@ class System:
             finally:
                 forget()
 
-    def _forget(self, key: str, after_run: str | None = None) -> None:
+    def _forget(self, forgotten: Future[None], key: str, after_run: str | None = None) -> None:
         cell = self.cells.get(key)
         if after_run is not None and cell is not None and cell.committed.run is not None:
-            self.bus.when_finished(after_run, partial(self.core.call, self._forget, key))
+            self.bus.when_finished(after_run, partial(self.core.call, self._forget, forgotten, key))
             return
         cell = self.cells.pop(key, None)
         if cell is not None:
             cell.stopped()
-        self.journal.forget(key)
+        self.journal.forget(key, partial(_resolve, forgotten))
 
     def _saturated(self, queued: int, workers: int) -> None:
         self.publish(ev.PoolSaturated(ts=self.env.now(), queued=queued, workers=workers))
@@ -218,3 +222,10 @@ class System:
         get_logger().error("the supervisor failed", error=repr(error), exc_info=error)
         self.failure = RuntimeDown(f"the supervisor failed: {error!r}; open a new runtime")
         self.bus.stop(self.failure)
+
+
+def _resolve(future: Future[None], error: Exception | None) -> None:
+    if error is None:
+        future.set_result(None)
+    else:
+        future.set_exception(error)

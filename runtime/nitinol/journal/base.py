@@ -11,7 +11,7 @@ from nitinol.events import EventBase
 
 
 class Conflict(NitinolError):
-    """An append under an old epoch, or with a gap in its seq; the incarnation that wrote it is stale."""
+    """An append under an old epoch, with a gap in its seq, or that no store can hold; it fails alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,9 @@ Committed = Callable[[Exception | None], None]
 class Journal(Protocol):
     """A store of events.
 
-    Contract: `open` and `append` are called on the core loop and never block it; they are carried out in the order of
-    the calls, and call back on the core loop. The rest may be called from any thread.
+    Contract: `open`, `append` and `forget` are called on the core loop and never block it; they are carried out in the
+    order of the calls, and call back on the core loop. The rest may be called from any thread, and raises
+    `StorageFailed` where the store cannot be read.
     """
 
     durable: bool
@@ -85,8 +86,8 @@ class Journal(Protocol):
         """Of the last committed event; 0 where there is none."""
         ...
 
-    def forget(self, key: str) -> None:
-        """Drop what is known of a key but its bill. Its seq and epoch go on where the journal is durable."""
+    def forget(self, key: str, forgotten: Committed) -> None:
+        """Drop what is known of a key but its bill. On the core loop, as `append`; seq and epoch go on if it is durable."""
         ...
 
     def close(self) -> None:

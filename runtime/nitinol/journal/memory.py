@@ -68,7 +68,7 @@ class MemoryJournal:
     def position(self) -> int:
         return self._position
 
-    def forget(self, key: str) -> None:
+    def forget(self, key: str, forgotten: Committed) -> None:
         stream = self._streams.pop(key, [])
         self._epochs.pop(key, None)
         for event in stream:
@@ -79,6 +79,7 @@ class MemoryJournal:
         if self._dead * 2 > len(self._log):  # so that forgetting costs, in sum, one copy of what was forgotten
             self._log = [event for event in self._log if event.key not in self._forgotten]
             self._forgotten, self._dead = set(), 0
+        forgotten(None)
 
     def close(self) -> None:
         """Nothing to do."""
