@@ -1,0 +1,181 @@
+"""A clean stop suspends what is open, and the next runtime goes on; cursors outlive the process, too."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.logs_of import SOON, assert_valid, log_of, types_of
+
+from nitinol import Agent, Runtime, tool
+from nitinol.env import Env
+from nitinol.errors import RuntimeStopped
+from nitinol.testing import ScriptedProvider, call, gate, say
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "agents.db"
+
+
+def scout(script: Any, **options: Any) -> Agent[str]:
+    return Agent(**{"name": "scout", "model": ScriptedProvider(script), **options})
+
+
+class Clock(Env):
+    """A clock that the test sets forward between two runtimes."""
+
+    ahead = 0
+
+    def now(self) -> int:
+        return super().now() + self.ahead
+
+
+def test_an_open_run_is_suspended_and_goes_on(path: Path) -> None:
+    """No `run.finished`; waiters are told; the next runtime resumes it by itself and counts no recovery. rule 7"""
+    held = gate("never")
+    with ThreadPoolExecutor(1) as pool:
+        with Runtime(path, drain=0.0) as rt:
+            ref = rt.start(scout([held]), key="k")
+            handle = ref.send("hi")
+            queued = ref.send("second")
+            waiting = pool.submit(handle.result)
+            assert held.reached()
+        with pytest.raises(RuntimeStopped):
+            waiting.result(SOON)
+    with pytest.raises(RuntimeStopped):
+        handle.result(SOON)
+    with Runtime(path, agents=[scout(["one", "two"])], drain=0.0) as rt:
+        assert rt.handle(handle.run_id).result(SOON).text == "one"
+        assert rt.handle(queued.run_id).result(SOON).text == "two"
+        ref = rt.get("k")
+        log = log_of(ref)
+        assert [event.recoveries for event in log if event.type == "run.resumed"] == [0]
+        assert [message.text for message in ref.history()] == ["hi", "one", "second", "two"]
+        assert_valid(ref)
+
+
+def test_however_often_it_is_suspended(path: Path) -> None:
+    """A run that is at work in five clean stops is not sealed. rule 7"""
+    with Runtime(path, drain=0.0) as rt:
+        held = gate("never")
+        run_id = rt.start(scout([held]), key="k").send("hi").run_id
+        assert held.reached()
+    for _ in range(4):
+        held = gate("never")
+        with Runtime(path, agents=[scout([held])], drain=0.0):
+            assert held.reached()
+    with Runtime(path, agents=[scout(["end"])], drain=0.0) as rt:
+        assert rt.handle(run_id).result(SOON).status == "completed"
+        assert_valid(rt.get("k"))
+
+
+def test_draining_lets_short_runs_finish(path: Path) -> None:
+    """Leaving `with` waits for what ends within `drain` seconds."""
+    held = gate("end")
+    with ThreadPoolExecutor(1) as pool:
+        with Runtime(path, drain=SOON) as rt:
+            ref = rt.start(scout([held]), key="k")
+            handle = ref.send("hi")
+            assert held.reached()
+            released = pool.submit(held.release)
+        released.result(SOON)
+    assert handle.result(SOON).text == "end"
+
+
+def test_a_tool_that_runs_at_a_clean_stop(path: Path) -> None:
+    """Its end is not the stop's to tell: a safe one runs again, another is uncertain. rule 6"""
+    started = threading.Barrier(3, timeout=SOON)
+    ran: list[str] = []
+
+    def tools(waits: bool) -> list[Any]:
+        @tool(replay="safe")
+        async def look() -> str:
+            """Look."""
+            return await work("look", waits)
+
+        @tool
+        async def pay() -> str:
+            """Pay."""
+            return await work("pay", waits)
+
+        return [look, pay]
+
+    async def work(name: str, waits: bool) -> str:
+        import asyncio
+
+        ran.append(name)
+        if waits:
+            await asyncio.to_thread(started.wait)
+            await asyncio.Event().wait()
+        return f"{name} done"
+
+    with Runtime(path, drain=0.0) as rt:
+        ref = rt.start(scout([[call("look"), call("pay")]], tools=tools(True)), key="k")
+        run_id = ref.send("hi").run_id
+        started.wait()
+    with Runtime(path, agents=[scout(["end"], tools=tools(False))], drain=0.0) as rt:
+        result = rt.handle(run_id).result(SOON)
+        assert [(record.name, record.outcome) for record in result.tool_calls] == [("look", "ok"), ("pay", "uncertain")]
+        assert sorted(ran) == ["look", "look", "pay"]
+        assert_valid(rt.get("k"))
+
+
+@pytest.mark.parametrize("waits", [0.0, 50.0])
+def test_the_deadline_does_not_count_while_no_process_runs(path: Path, waits: float) -> None:
+    """An hour between two processes is not the run's; what it takes afterwards is. rule 10"""
+    held = gate("never")
+    with Runtime(path, drain=0.0) as rt:
+        run_id = rt.start(scout([held], deadline=30.0), key="k").send("hi").run_id
+        assert held.reached()
+    clock = Clock()
+    clock.ahead = 3_600_000_000_000
+    answer = gate(call("nothing"))
+    with Runtime(path, agents=[scout([answer, "end"], deadline=30.0)], drain=0.0, env=clock) as rt:
+        assert answer.reached()
+        clock.ahead += int(waits * 1e9)
+        answer.release()
+        expected = "deadline_exceeded" if waits else "completed"
+        assert rt.handle(run_id).result(SOON).status == expected
+        assert_valid(rt.get("k"))
+
+
+def test_a_cursor_outlives_the_process(path: Path) -> None:
+    """`after=` of the first runtime goes on in the next ones, without a gap or a double."""
+    seen: list[tuple[str, int]] = []
+    cursor = 0
+    for life in range(5):
+        with Runtime(path, drain=0.0) as rt, rt.subscribe(after=cursor) as events:
+            refs = [rt.start(scout(lambda request: say("hi", chunks=3)), key=f"k{number}") for number in range(3)]
+            for ref in refs:
+                ref.ask("hi", timeout=SOON)
+            for _ in range(10 + 5 * life):  # it leaves in the middle
+                event = events.get(SOON)
+                cursor = event.position
+                if event.durable:
+                    seen.append((event.key, event.seq))
+    with Runtime(path, drain=0.0) as rt:
+        with rt.subscribe(after=cursor) as events:
+            rt.publish("the end")  # behind everything durable
+            while (event := events.get(SOON)).type != "custom":
+                if event.durable:
+                    seen.append((event.key, event.seq))
+        assert event.position >= cursor
+        for number in range(3):
+            ref = rt.start(scout(["never"]), key=f"k{number}")
+            mine = [seq for key, seq in seen if key == ref.key]
+            committed = [log["seq"] for log in ref.snapshot()["events"] if log["incarnation"] <= 5]
+            assert mine[: len(committed)] == committed
+
+
+def test_a_live_subscriber_of_a_second_process_starts_where_the_first_ended(path: Path) -> None:
+    """Ephemeral events carry the position of the stream from the first one on, not 0."""
+    with Runtime(path, drain=0.0) as rt:
+        rt.start(scout(["hi"]), key="k").ask("hi", timeout=SOON)
+        end = len(types_of(rt.get("k")))
+    with Runtime(path, drain=0.0) as rt, rt.subscribe("custom") as live:
+        rt.publish("first")
+        assert live.get(SOON).position > end
