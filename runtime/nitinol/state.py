@@ -436,8 +436,9 @@ def _model_finished(state: AgentState, event: ev.ModelFinished) -> None:
 def _model_failed(state: AgentState, event: ev.ModelFailed) -> None:
     run = _running(state, event)
     run.attempt, run.attempt_open = event.attempt, False  # also of one that never started: its number is used
-    run.failures += 1
-    run.failed_at, run.retry_after = event.ts, event.retry_after
+    if event.error_type not in ("Interrupted", "Cancelled"):  # by a crash or a stop: no failure of the model's
+        run.failures += 1
+        run.failed_at, run.retry_after = event.ts, event.retry_after
 
 
 @_on(ev.ModelFallback)
