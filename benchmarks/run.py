@@ -20,6 +20,7 @@ BENCHES = (
     "concurrent_runs",
     "events",
     "restarts",
+    "journal",
     "sse",
     "import_time",
 )

@@ -19,6 +19,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ from nitinol.state import BrokenLog
 SCHEMA = 1
 BATCH = 512
 """Decisions in one transaction at most."""
+OPENINGS = 16
+"""Logs that one transaction reads at most: ten thousand agents that come back must not keep one decision waiting."""
 NAMING = 1.0
 """Seconds to find out who owns a store; an owner writes its name right after it took the lock."""
 
@@ -104,6 +107,8 @@ class SqliteJournal:
         self.path = path = path.resolve()  # a link to a store is that store
         self._core = core
         self._queue: deque[_Item] = deque()
+        self._openings: dict[str, list[_Item]] = {}
+        """Keys whose opening waits, with what came for them since: the order of calls holds for each key."""
         self._wake = threading.Event()
         self._closing = False
         self._heads: dict[str, _Head] = {}
@@ -207,13 +212,28 @@ class SqliteJournal:
         while True:
             self._wake.wait()
             self._wake.clear()
-            while self._queue:
-                batch = [self._queue.popleft() for _ in range(min(len(self._queue), BATCH))]
-                for outcome in self._commit(batch):
+            while self._queue or self._openings:
+                for outcome in self._commit(self._next_batch()):
                     self._core.call(outcome)
-            if self._closing and not self._queue:
+            if self._closing and not (self._queue or self._openings):
                 break
         self._let_go()
+
+    def _next_batch(self) -> list[_Item]:
+        """Decisions first; but what follows an opening waits with it."""
+        batch: list[_Item] = []
+        while self._queue and len(batch) < BATCH:
+            item = self._queue.popleft()
+            behind = self._openings.get(item.key)
+            if behind is not None:
+                behind.append(item)
+            elif isinstance(item, _Open):
+                self._openings[item.key] = [item]
+            else:
+                batch.append(item)
+        for key in list(islice(self._openings, OPENINGS)):
+            batch += self._openings.pop(key)
+        return batch
 
     def _let_go(self) -> None:
         """Close what is open, the lock last: from then on the store may be another's."""
