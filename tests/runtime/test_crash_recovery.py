@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,10 +23,10 @@ from nitinol.testing import ScriptedProvider, call, crash, fail, gate, say
 NO_WAIT = Retry(base=0.0)
 
 
-@pytest.fixture
-def rt() -> Iterator[Runtime]:
-    """A runtime that is stopped at once at the end."""
-    with Runtime(drain=0.0) as runtime:
+@pytest.fixture(params=["memory", "sqlite"])
+def rt(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Runtime]:
+    """A runtime that is stopped at once at the end, on either kind of journal: one commits at once, one later."""
+    with Runtime(tmp_path / "agents.db" if request.param == "sqlite" else None, drain=0.0) as runtime:
         yield runtime
 
 

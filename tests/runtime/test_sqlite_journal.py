@@ -19,7 +19,7 @@ from typing import Any, cast
 import pytest
 from tests.logs_of import SOON, assert_valid, log_of
 
-from nitinol import Agent, Image, Message, Runtime, events
+from nitinol import Agent, Image, Message, ModelRequest, Runtime, events
 from nitinol.env import Env, Loop
 from nitinol.errors import ConfigurationError, KeyTaken, NewerSchema, NotFound, StorageFailed, StoreInUse
 from nitinol.events import EventBase
@@ -28,7 +28,7 @@ from nitinol.journal.base import Conflict, Opening, verify
 from nitinol.journal.sqlite import SqliteJournal
 from nitinol.messages import Text, Thinking, ToolAnswer, ToolCall
 from nitinol.state import BrokenLog
-from nitinol.testing import ScriptedProvider
+from nitinol.testing import Answer, ScriptedProvider
 from nitinol.usage import Usage
 
 HERE = Path(__file__).parent
@@ -101,8 +101,13 @@ def queued(key: str, seq: int, run_id: str) -> EventBase:
     return events.RunQueued(seq=seq, key=key, agent="a", run_id=run_id, prompt=None, pending_count=0)
 
 
-def scout(script: Any = lambda request: "hi", **options: Any) -> Agent[str]:
-    return Agent(**{"name": "scout", "model": ScriptedProvider(script), **options})
+def scout(name: str = "scout") -> Agent[str]:
+    """An agent that always says the same."""
+
+    def hi(request: ModelRequest) -> Answer:
+        return "hi"
+
+    return Agent(name=name, model=ScriptedProvider(hi))
 
 
 def run_python(code: str, *arguments: object, **options: Any) -> subprocess.Popen[str]:
@@ -396,7 +401,7 @@ def test_getters_wait_until_the_log_was_read(path: Path) -> None:
                 looked = pool.submit(getattr(ref, getter))
                 held.set()
                 found = looked.result(SOON)
-            assert len(found["events"] if isinstance(found, dict) else found) >= 2
+            assert len(found["events"] if getter == "snapshot" else found) >= 2
 
 
 async def looks(path: Path) -> None:
@@ -609,7 +614,7 @@ FULL = """
 import resource, sys, threading
 from nitinol import Agent, Runtime, errors, tool
 from nitinol.journal.base import verify
-from nitinol.testing import ScriptedProvider, call
+from nitinol.testing import Answer, ScriptedProvider, call
 from tests.logs_of import log_of
 
 ran, reached, room = [], threading.Event(), threading.Event()

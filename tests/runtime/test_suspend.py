@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from tests.logs_of import SOON, assert_valid, log_of, types_of
 
-from nitinol import Agent, Runtime, tool
+from nitinol import Agent, ModelRequest, Runtime, tool
 from nitinol.env import Env
 from nitinol.errors import RuntimeStopped
-from nitinol.testing import ScriptedProvider, call, gate, say
+from nitinol.testing import Answer, ScriptedProvider, call, gate, say
 
 
 @pytest.fixture
@@ -22,7 +22,12 @@ def path(tmp_path: Path) -> Path:
 
 
 def scout(script: Any, **options: Any) -> Agent[str]:
-    return Agent(**{"name": "scout", "model": ScriptedProvider(script), **options})
+    return Agent(name="scout", model=ScriptedProvider(script), **options)
+
+
+def greet(request: ModelRequest) -> Answer:
+    """The same for everybody."""
+    return say("hi", chunks=3)
 
 
 class Clock(Env):
@@ -149,7 +154,7 @@ def test_a_cursor_outlives_the_process(path: Path) -> None:
     cursor = 0
     for life in range(5):
         with Runtime(path, drain=0.0) as rt, rt.subscribe(after=cursor) as events:
-            refs = [rt.start(scout(lambda request: say("hi", chunks=3)), key=f"k{number}") for number in range(3)]
+            refs = [rt.start(scout(greet), key=f"k{number}") for number in range(3)]
             for ref in refs:
                 ref.ask("hi", timeout=SOON)
             for _ in range(10 + 5 * life):  # it leaves in the middle

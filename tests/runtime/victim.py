@@ -182,10 +182,10 @@ def die_at_commit(type: str) -> None:
     from nitinol.actors import agent_actor
 
     class Dying(agent_actor.AgentActor):
-        def _told(self, events: Any, *rest: Any) -> None:
+        def _committed(self, events: Any, state: Any, request: Any) -> None:
             if any(event.type == type for event in events):
                 die()
-            super()._told(events, *rest)
+            super()._committed(events, state, request)
 
     agent_actor.AgentActor = Dying  # type: ignore[misc] # pyright: ignore
 
