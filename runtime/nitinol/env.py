@@ -135,7 +135,8 @@ class LoopThread:
             if tasks:
                 self._loop.run_until_complete(asyncio.wait(tasks, timeout=2.0))
             self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-            self._ended = True  # before the last look: whoever calls from now on is told, whoever called before is heard
+            # Before the last look: whoever calls from now on is told, whoever called before is heard.
+            self._ended = True
             self._drain()
             self._loop.close()
 

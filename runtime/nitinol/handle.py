@@ -126,9 +126,7 @@ class RunHandle(Generic[OutT]):
         if found is None:
             raise NotFound(f"run {self.run_id!r} is not known any more")
         first = self._system.journal.read(found[0], found[1] - 1, 1)[0]
-        return Subscription(
-            self._system.bus, run_id=self.run_id, after=first.position - 1, check=self._check_going_on
-        )
+        return Subscription(self._system.bus, run_id=self.run_id, after=first.position - 1, check=self._check_going_on)
 
     def _check_going_on(self) -> None:
         """Whoever follows the run is told, as whoever waits for it, that it will not go on for now."""
@@ -437,14 +435,6 @@ def _wake(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None
         loop.call_soon_threadsafe(resolve)
     except RuntimeError:  # the waiter's loop is closed, and the waiter with it
         return
-
-
-def _caller() -> int:
-    """How many frames up from `Waiting.__enter__` the library ends: that line is what a warning is about."""
-    level, frame = 1, sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("nitinol."):
-        level, frame = level + 1, frame.f_back
-    return level
 
 
 def _frames_to_caller() -> int:

@@ -7,22 +7,29 @@ import gc
 import sys
 import threading
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from tests.logs_of import SOON, log_of, wait_for
 
 from nitinol import Agent, Delta, Message, ModelInfo, ModelRequest, ModelResponse, Runtime, ToolContext, events, tool
 from nitinol.actors.bus import EventBus, Subscription, matching_types
 from nitinol.env import Env
-from nitinol.errors import ConfigurationError, ConnectionFailed, RuntimeStopped, SubscriptionClosed, SubscriptionOverflow
+from nitinol.errors import (
+    ConfigurationError,
+    ConnectionFailed,
+    RuntimeStopped,
+    SubscriptionClosed,
+    SubscriptionOverflow,
+)
 from nitinol.http import Http
 from nitinol.journal import MemoryJournal
 from nitinol.messages import Text
+from nitinol.provider import StreamPart
 from nitinol.retry import Retry
 from nitinol.testing import ScriptedProvider, call, fail, say
-from tests.logs_of import SOON, log_of, wait_for
 
 
 @pytest.fixture
@@ -88,7 +95,7 @@ class Typist:
         """Nothing."""
         return ModelInfo()
 
-    async def stream(self, request: ModelRequest, http: Http) -> Any:
+    async def stream(self, request: ModelRequest, http: Http) -> AsyncIterator[StreamPart]:
         """One letter for each `press`."""
         for letter in self.letters:
             while not self.keys.acquire(blocking=False):
@@ -114,7 +121,9 @@ def test_live_order_is_journal_order(rt: Runtime) -> None:
         """Work."""
         return "done"
 
-    script = ScriptedProvider(lambda request: "end" if request.messages[-1].role == "tool" else [call("work"), call("work")])
+    script = ScriptedProvider(
+        lambda request: "end" if request.messages[-1].role == "tool" else [call("work"), call("work")]
+    )
     agent = Agent(name="a", model=script, tools=[work])
     with rt.subscribe(maxsize=100_000) as subscription:
         handles = [rt.start(agent).send("go") for _ in range(40)]
@@ -131,7 +140,12 @@ def test_live_order_is_journal_order(rt: Runtime) -> None:
 def test_an_attempts_deltas_lie_between_its_start_and_its_end(rt: Runtime) -> None:
     """Also where attempts fail and are made again. parity: E1"""
     script = ScriptedProvider(
-        [say("lost words", chunks=5, cut=True), fail(ConnectionFailed()), [say("kept", chunks=4), call("none")], say("end", chunks=3)]
+        [
+            say("lost words", chunks=5, cut=True),
+            fail(ConnectionFailed()),
+            [say("kept", chunks=4), call("none")],
+            say("end", chunks=3),
+        ]
     )
     agent = Agent(name="a", model=script, retry=Retry(base=0.0))
     with rt.subscribe("model.*", maxsize=10_000) as subscription:

@@ -28,6 +28,8 @@ PAGE = 500
 """Durable events read from the journal at a time."""
 MERGED = 65_536
 """Characters that coalesced deltas grow to."""
+KEYS = 10_000
+"""Keys of which a subscription remembers whether its pattern matches them."""
 
 
 class OpenAttempt:
@@ -272,6 +274,8 @@ class Subscription:
             return True
         found = self._keys.get(event.key)
         if found is None:
+            if len(self._keys) >= KEYS:
+                self._keys.clear()
             found = self._keys[event.key] = fnmatchcase(event.key, self.key)
         return found
 

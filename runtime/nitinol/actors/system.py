@@ -20,7 +20,7 @@ from nitinol.actors.agent_actor import Cell, Services
 from nitinol.actors.bus import EventBus
 from nitinol.actors.gateway import ModelGateway
 from nitinol.actors.hook_runner import HookRunner
-from nitinol.actors.supervisor import AgentSupervisor
+from nitinol.actors.supervisor import AgentSupervisor, Gone
 from nitinol.actors.tool_runner import ToolRunner
 from nitinol.actors.worker_pool import WorkerPool
 from nitinol.agent import Agent
@@ -203,6 +203,7 @@ class System:
         cell = self.cells.pop(key, None)
         if cell is not None:
             cell.stopped()
+            self.supervisor.post(Gone(key))
         self.journal.forget(key)
 
     def _saturated(self, queued: int, workers: int) -> None:

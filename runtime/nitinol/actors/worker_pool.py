@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
-from functools import partial
 from typing import Any, Literal
 
 from nitinol.actors.actor import ThreadActor
