@@ -830,12 +830,13 @@ def _answered(d: _Decision, input: Answered) -> None:
         return d.settle(text=message.text)
     if message.parts:
         d.emit(ev.MessageAppended, attempt=input.attempt, message=message)
-    calls = d.run.calls
-    if calls:
-        return _begin_calls(d)
+    refused = response.stop_reason in ("refusal", "content_filter")
+    why = f"the model ended with {response.stop_reason}"
+    if d.run.calls:
+        return d.end("model", "failed", why) if refused else _begin_calls(d)
     d.emit(ev.TurnFinished, stop_reason=response.stop_reason, tool_calls=0)
-    if response.stop_reason in ("refusal", "content_filter"):
-        return d.finish("failed", f"the model ended with {response.stop_reason}", error_type="ContentRefused")
+    if refused:
+        return d.finish("failed", why, error_type="ContentRefused")
     if response.stop_reason == "pause":
         return d.next_turn()
     if follow_ups := d.pending("follow_up"):

@@ -151,7 +151,10 @@ def resolve(model: str | Provider) -> Provider:
         raise UnknownModel(
             f"no provider {prefix!r} for model {model!r}; known: {_known()}; a package adds one with an entry point in {ENTRY_POINTS!r}"
         )
-    factory: ProviderFactory = found.load()
+    try:
+        factory: ProviderFactory = found.load()
+    except (ImportError, AttributeError) as error:
+        raise ConfigurationError(f"provider {prefix!r} ({found.value}) does not load: {error}") from error
     return factory(name)
 
 

@@ -14,7 +14,7 @@ from nitinol.actors.hook_runner import HookFailed, HookRunner, hook_context
 from nitinol.actors.port import Port, Stopper
 from nitinol.agent import Agent, model_name
 from nitinol.env import Env, Loop
-from nitinol.errors import ConfigurationError, MalformedResponse, ProviderError
+from nitinol.errors import ConfigurationError, ConnectionFailed, MalformedResponse, ProviderError
 from nitinol.hooks import Halt
 from nitinol.http import HttpPool
 from nitinol.logs import describe, get_logger
@@ -253,8 +253,9 @@ class _Attempt:
         known = error if isinstance(error, ProviderError) else ProviderError(describe(error))
         usage: Usage | None = None
         if self.sent:
-            # An HTTP error before the first byte is billed by nobody; anything later is owed, at least the input.
-            refused = not self.characters and self.usage is None and (known.status_code or 0) >= 400
+            # Who got no connection, or an HTTP error, owes nothing; anything later is owed, at least the input.
+            unheard = isinstance(error, ConnectionFailed) and known.status_code is None
+            refused = not self.characters and self.usage is None and (unheard or (known.status_code or 0) >= 400)
             usage = NO_USAGE if refused else self.usage or self._estimate()
         elif self._is_open():
             usage = NO_USAGE

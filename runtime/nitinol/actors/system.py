@@ -12,8 +12,11 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
+
+import pykka
 
 from nitinol import events as ev
 from nitinol.actors.agent_actor import Cell, Services
@@ -147,8 +150,24 @@ class System:
     # -- on the core loop
 
     async def _stop(self, drain: float, deadline: float) -> None:
-        until = self.env.monotonic() + deadline
-        await self._until_idle(min(drain, deadline))
+        if self.bus.stopped is None:  # else it is down: nobody takes a word any more, and nothing is waited for
+            await self._wind_down(drain, self.env.monotonic() + deadline)
+        self.pool.stop()
+        self.hook_pool.stop()
+        failure = self.failure or RuntimeStopped("the runtime was stopped")
+        try:
+            await self.gateway.close()
+        finally:
+            with suppress(pykka.ActorDeadError):
+                self.supervisor.stop()
+            for cell in self.cells.values():
+                cell.refuse(failure)  # whoever still waits for one is told
+                cell.stopped()
+            self.bus.stop(failure)
+
+    async def _wind_down(self, drain: float, until: float) -> None:
+        """Let runs end, or end them; then stop the agents in good order."""
+        await self._until_idle(min(drain, until - self.env.monotonic()))
         if not self.journal.durable:
             for cell in self.cells.values():
                 state = cell.committed
@@ -159,18 +178,7 @@ class System:
         if stops:
             done, _ = await asyncio.wait(stops, timeout=max(until - self.env.monotonic(), 0.5))
             for stop in done:
-                stop.exception()  # seen: an agent that could not be stopped in good order is stopped below
-        self.pool.stop()
-        self.hook_pool.stop()
-        failure = self.failure or RuntimeStopped("the runtime was stopped")
-        try:
-            await self.gateway.close()
-        finally:
-            self.supervisor.stop()
-            for cell in self.cells.values():
-                cell.refuse(failure)  # whoever still waits for one is told
-                cell.stopped()
-            self.bus.stop(failure)
+                stop.exception()  # seen: an agent that could not be stopped in good order is stopped all the same
 
     async def _until_idle(self, timeout: float) -> None:
         """Wait until no run is open, at most `timeout` seconds."""
