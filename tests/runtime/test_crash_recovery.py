@@ -258,7 +258,7 @@ def test_parallel_calls_survive_together(rt: Runtime) -> None:
         release.set()
         result = handle.result(SOON)
     assert [record.text for record in result.tool_calls] == ["quick", "slow", "alone"]
-    assert ran == [1, 2, 3]
+    assert (sorted(ran), ran[-1]) == ([1, 2, 3], 3)
     assert_valid(ref)
 
 

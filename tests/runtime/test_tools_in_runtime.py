@@ -285,14 +285,14 @@ def test_a_hanging_tool_is_answered_at_its_timeout(rt: Runtime) -> None:
 def test_the_timeout_counts_from_the_slot() -> None:
     """A call that waited for a worker longer than its timeout still has all of it."""
 
-    @tool(timeout=0.2)
+    @tool(timeout=0.5)
     def slow() -> str:
         """Slow."""
         threading.Event().wait(0.1)
         return "done"
 
     with Runtime(workers=1, drain=0.0) as rt:
-        assert [record.outcome for record in records(rt, slow, calls=[call("slow")] * 4)] == ["ok"] * 4
+        assert [record.outcome for record in records(rt, slow, calls=[call("slow")] * 6)] == ["ok"] * 6
 
 
 def test_a_coroutine_that_refuses_to_die_is_given_up(rt: Runtime) -> None:
