@@ -17,6 +17,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_PAIRS = [high + low for high in _CROCKFORD for low in _CROCKFORD]
 _log = logging.getLogger("nitinol")
 _thread = threading.local()
 
@@ -172,7 +173,7 @@ class Env:
     def new_id(self) -> str:
         """A ULID: 26 characters that sort by the millisecond of their making."""
         number = (self.now() // 1_000_000) << 80 | self._random.getrandbits(80)
-        return "".join(_CROCKFORD[number >> shift & 31] for shift in range(125, -1, -5))
+        return "".join([_PAIRS[number >> shift & 1023] for shift in range(120, -1, -10)])
 
     def start_loop(self, name: str) -> Loop:
         """Start a loop."""

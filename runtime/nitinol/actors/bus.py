@@ -257,6 +257,7 @@ class Subscription:
         self._failure: Exception | None = None
         self._waiters: deque[Callable[[], None]] = deque()
         self._keys: dict[str, bool] = {}
+        self._all = types is None and agent is None and key is None and run_id is None
         self._check = check
         bus.attach(self)
 
@@ -264,6 +265,8 @@ class Subscription:
 
     def matches(self, event: ev.Event) -> bool:
         """Whether the filter lets it through."""
+        if self._all:
+            return True
         if self.types is not None and event.type not in self.types:
             return False
         if self.run_id is not None and event.run_id != self.run_id:

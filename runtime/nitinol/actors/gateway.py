@@ -33,8 +33,8 @@ class ModelGateway:
     def __init__(self, env: Env, core: Loop, bus: EventBus, hooks: HookRunner) -> None:
         self.env, self.core, self.bus, self.hooks = env, core, bus, hooks
         self.http = HttpPool()
-        self.known: set[type] = set()
-        """Classes of providers that have told what they know of a model."""
+        self.known: dict[type, asyncio.Future[None]] = {}
+        """Classes of providers that were asked what they know of a model; done once one has answered."""
         self.log = get_logger()
 
     def start(self, effect: CallModel, port: Port, agent: Agent[Any], state: AgentState) -> Stopper:
@@ -161,12 +161,18 @@ class _Attempt:
 
     async def _ask_info(self, provider: Provider) -> ModelInfo:
         # A provider's first answer may import a catalogue of prices, which takes longer than actors should wait.
-        known = self.gateway.known
-        if type(provider) in known:
-            return provider.info()
-        info: ModelInfo = await self.gateway.hooks.call(provider.info, timeout=30.0, group=self.port.key)
-        known.add(type(provider))
-        return info
+        # One asks on a worker's thread, and the others wait for it.
+        known, kind = self.gateway.known, type(provider)
+        asked = known.get(kind)
+        if asked is None:
+            asked = known[kind] = asyncio.get_running_loop().create_future()
+            try:
+                await self.gateway.hooks.call(provider.info, timeout=30.0, group=self.port.key)
+            finally:
+                asked.set_result(None)
+        elif not asked.done():
+            await asyncio.shield(asked)
+        return provider.info()
 
     async def _announce(self, request: ModelRequest) -> ev.ModelStarted | None:
         """Commit `model.started`; `None` if the run has moved on, or its budget says no."""
