@@ -89,7 +89,9 @@ class LoopThread:
         return self._loop.call_later(delay, function, *args)
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        return self._loop.create_task(coroutine)
+        task = self._loop.create_task(coroutine)
+        task.add_done_callback(_log_failure)
+        return task
 
     def is_current(self) -> bool:
         return threading.get_ident() == self._thread.ident
@@ -145,6 +147,12 @@ class LoopThread:
 def on_a_loop() -> bool:
     """Whether the caller runs on a `LoopThread`, whichever runtime's: none of them may ever block."""
     return getattr(_thread, "is_loop", False)
+
+
+def _log_failure(task: asyncio.Task[Any]) -> None:
+    """Log what a task raised now, on its loop; asyncio would do it when the garbage is collected, in any thread."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.error("a task failed", exc_info=error)
 
 
 def _log_escape(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

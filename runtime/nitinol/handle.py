@@ -17,9 +17,10 @@ from nitinol.actors.agent_actor import Cell
 from nitinol.actors.bus import Subscription
 from nitinol.actors.system import System
 from nitinol.actors.worker_pool import Job, current_job
+from nitinol.agent import parse_output
 from nitinol.errors import AgentParked, AgentStopped, NotFound, WouldDeadlock
 from nitinol.machine import Add, Cancel, Input, Resolve
-from nitinol.messages import InputMode, Message, Prompt, ToolCall, to_message
+from nitinol.messages import InputMode, Message, Prompt, StopReason, ToolCall, to_message
 from nitinol.result import OutT, RunResult, ToolCallRecord
 
 
@@ -331,6 +332,7 @@ def result_of(system: System, key: str, run_id: str, output: type[Any] | None = 
     messages: list[Message] = []
     calls: dict[tuple[int, str], ToolCall] = {}
     answers: dict[tuple[int, str], ev.ToolFinished] = {}
+    stop_reason: StopReason | None = None
     for event in system.journal.read(found[0], found[1] - 1):
         if event.run_id != run_id:
             continue
@@ -345,8 +347,10 @@ def result_of(system: System, key: str, run_id: str, output: type[Any] | None = 
                 calls[event.turn, event.call_id] = calls[event.turn, event.call_id].replace(arguments=event.arguments)
             case ev.ToolFinished() if event.call_id is not None:
                 answers[event.turn, event.call_id] = event
+            case ev.ModelFinished():
+                stop_reason = event.stop_reason
             case ev.RunFinished():
-                return _result(key, event, messages, calls, answers, output)
+                return _result(key, event, messages, calls, answers, stop_reason, output)
             case _:
                 pass
     raise NotFound(f"run {run_id!r} has not ended")
@@ -358,6 +362,7 @@ def _result(
     messages: Sequence[Message],
     calls: Mapping[tuple[int, str], ToolCall],
     answers: Mapping[tuple[int, str], ev.ToolFinished],
+    stop_reason: StopReason | None,
     output: type[Any] | None,
 ) -> RunResult[Any]:
     records = tuple(
@@ -374,9 +379,12 @@ def _result(
         for at, call in calls.items()
         if (answer := answers.get(at)) is not None
     )
-    parsed = None
-    if output is not None and end.status == "completed":
-        parsed = pydantic.TypeAdapter(output).validate_json(end.text)
+    parsed, error = None, end.error
+    if end.status == "completed":
+        try:
+            parsed = parse_output(output, end.text)
+        except pydantic.ValidationError:  # the run was asked for another type: an older definition's
+            error = f"the answer is no {output!r}"
     return RunResult(
         status=end.status,
         text=end.text,
@@ -388,8 +396,9 @@ def _result(
         cost=end.cost,
         turns=end.turns,
         duration=end.duration,
-        error=end.error,
+        error=error,
         error_type=end.error_type,
+        stop_reason=stop_reason,
         parsed=parsed,
     )
 

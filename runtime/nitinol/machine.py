@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, cast
 import pydantic
 
 from nitinol import events as ev
-from nitinol.agent import Agent, model_name
+from nitinol.agent import Agent, model_name, parse_output
 from nitinol.budget import spendable
 from nitinol.errors import AgentBusy, AlreadyResolved, NotFound
 from nitinol.messages import InputMode, Media, Message, Outcome, Part, RunStatus, Text, ToolAnswer, ToolCall
@@ -108,7 +108,12 @@ class Reset:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Configure:
+    """Another definition, from the next run on."""
+
     changes: Mapping[str, str]
+    definition: Agent[Any]
+    idle: bool = False
+    """Only between runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -400,9 +405,16 @@ class _Decision:
 
     # -- the life of a run
 
+    def adopt_definition(self) -> None:
+        """Between runs: a changed definition takes over."""
+        if self.state.next_definition is not None:
+            self.state.definition, self.state.next_definition = self.state.next_definition, None
+
     def start_next(self) -> None:
         """Start the first queued run, if the agent is free."""
         state = self.state
+        if state.run is None:
+            self.adopt_definition()
         if state.run is not None or not state.queue or state.definition is None or state.stopped or state.parked:
             return
         queued = state.queue[0]
@@ -753,8 +765,12 @@ def _reset(d: _Decision, input: Reset) -> None:
 
 
 def _configure(d: _Decision, input: Configure) -> None:
-    _refuse_if_open(d, "set_model")
-    d.emit(ev.AgentConfigured, changes=dict(input.changes))
+    if input.idle:
+        _refuse_if_open(d, "set_model")
+    d.emit(ev.AgentConfigured, changes=dict(input.changes), run_id=None)
+    d.state.next_definition = input.definition
+    if d.state.run is None:
+        d.adopt_definition()
 
 
 def _refuse_if_open(d: _Decision, what: str) -> None:
@@ -1000,10 +1016,8 @@ def _tidy(message: Message) -> Message:
 
 
 def _misfit(output: type[Any] | None, text: str) -> str | None:
-    if output is None:
-        return None
     try:
-        pydantic.TypeAdapter(output).validate_json(text)
+        parse_output(output, text)
     except pydantic.ValidationError as error:
         return "; ".join(
             f"{'.'.join(map(str, item['loc'])) or 'answer'}: {item['msg']}"

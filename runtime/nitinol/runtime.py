@@ -255,11 +255,13 @@ class AgentRef(Generic[OutT]):
             AgentBusy: A run is open.
             ConfigurationError: There is no such model.
         """
-        self._change(Configure(changes={"model": self._adopt(model)}), "set_model", partial(self._set_model, model))
+        change = self._new_model(model)
+        self._change(change, "set_model", partial(self._adopt, change))
 
     async def aset_model(self, model: str | Provider) -> None:
         """As `set_model`."""
-        await self._achange(Configure(changes={"model": self._adopt(model)}), partial(self._set_model, model))
+        change = self._new_model(model)
+        await self._achange(change, partial(self._adopt, change))
 
     def reset(self) -> None:
         """Forget the conversation; the bill goes on.
@@ -330,13 +332,14 @@ class AgentRef(Generic[OutT]):
         if run_id is None:
             self._give_up(send.run_id)
 
-    def _adopt(self, model: str | Provider) -> str:
+    def _new_model(self, model: str | Provider) -> Configure:
         if providers.overridden() is None:
             providers.resolve(model)
-        return model_name(model)
+        definition = self._cell.definition.replace(model=model)
+        return Configure(changes={"model": model_name(model)}, definition=definition, idle=True)
 
-    def _set_model(self, model: str | Provider) -> None:
-        self._cell.definition = self._cell.definition.replace(model=model)
+    def _adopt(self, change: Configure) -> None:
+        self._cell.definition = change.definition
 
     def _change(self, input: Input, name: str, then: Callable[[], object] | None = None) -> None:
         self._system.check()

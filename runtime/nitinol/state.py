@@ -172,6 +172,8 @@ class AgentState:
     agent: str
     definition: Agent[Any] | None = field(default=None, compare=False, repr=False)
     """Not of the log: the live definition, by which `decide` decides."""
+    next_definition: Agent[Any] | None = field(default=None, compare=False, repr=False)
+    """Not of the log: takes over with the next run."""
     seq: int = 0
     incarnation: int = 0
     transcript: Log[Message] = field(default_factory=Log[Message])

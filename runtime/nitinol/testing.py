@@ -215,7 +215,9 @@ class ScriptedProvider:
 
 
 @contextmanager
-def override_model(provider: ScriptedProvider | providers.Provider) -> Generator[ScriptedProvider | providers.Provider, None, None]:
+def override_model(
+    provider: ScriptedProvider | providers.Provider,
+) -> Generator[ScriptedProvider | providers.Provider, None, None]:
     """Put a provider in the place of every model in the process: no real request, no key needed, no retry delay."""
     providers.push_override(provider)
     try:

@@ -437,7 +437,6 @@ def test_a_cursor_is_not_held_up_by_a_forgotten_tail() -> None:
         assert [event.type for event in drained(reader)] == ["custom"]
 
 
-@pytest.mark.xfail(reason="MemoryJournal.forget sweeps by key, and takes the next life of the key along")
 def test_a_key_that_was_forgotten_and_lives_again_is_in_the_stream() -> None:
     """Forgetting one life of a key takes nothing from the next."""
     desk = Desk()

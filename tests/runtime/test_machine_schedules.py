@@ -968,7 +968,10 @@ class World:
         self.user(Reset())
 
     def configure(self) -> None:
-        self.user(Configure(changes={"model": self.rng.choice(("test:two", "test:three"))}))
+        model = self.rng.choice(("test:two", "test:three"))
+        agent = self.state.definition
+        assert agent is not None
+        self.user(Configure(changes={"model": model}, definition=agent, idle=self.rng.random() < 0.5))
 
     ACTIONS: ClassVar[dict[str, float]] = {
         "finish_something": 34,

@@ -974,7 +974,6 @@ def test_a_failed_supervisor_takes_down_the_runtime_and_not_the_process() -> Non
         assert other.start(scout()).ask("hi", timeout=SOON).text == "1: hi"
 
 
-@pytest.mark.xfail(reason="a changed definition of a live key is not taken over yet (design 4, Identity)")
 def test_a_changed_definition_applies_from_the_next_run(rt: Runtime) -> None:
     """`start` of a live key with the same name and other options: the open run keeps the old, the next has the new."""
     script = ScriptedProvider(lambda request: str(request.instructions))

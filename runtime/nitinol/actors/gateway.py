@@ -206,7 +206,9 @@ class _Attempt:
                 if isinstance(part, Delta):
                     if not self.characters:
                         seconds = gateway.env.monotonic() - started
-                        first = ev.ephemeral(ev.ModelFirstToken, began, gateway.env.now(), port.committed.seq, seconds=seconds)
+                        first = ev.ephemeral(
+                            ev.ModelFirstToken, began, gateway.env.now(), port.committed.seq, seconds=seconds
+                        )
                         bus.publish([first])
                     self.characters += len(part.text)
                     if part.kind == "text":
