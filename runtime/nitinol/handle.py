@@ -112,7 +112,8 @@ class RunHandle(Generic[OutT]):
             raise self._system.failure
         if life == "parked":
             raise AgentParked(
-                f"agent {self.key!r} is parked with run {self.run_id!r} open; ref.resume() goes on with it"
+                f"agent {self.key!r} is parked with run {self.run_id!r} open: {self._cell.committed.parked_because};"
+                " ref.resume() goes on with it"
             )
         if life == "stopped":
             raise AgentStopped(
@@ -186,6 +187,8 @@ class RunHandle(Generic[OutT]):
 
     def steer(self, prompt: Prompt) -> str:
         """Say something more to the run: delivered before its next model request. Returns the input's id.
+
+        If the run ends without another request, nobody reads it: `input.dropped` tells so. `follow_up` makes the run go on.
 
         Raises:
             AlreadyResolved: The run has ended.

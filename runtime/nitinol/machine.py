@@ -17,7 +17,7 @@ import pydantic
 from nitinol import events as ev
 from nitinol.agent import Agent, model_name, parse_output
 from nitinol.budget import spendable
-from nitinol.errors import AgentBusy, AlreadyResolved, NotFound
+from nitinol.errors import AgentBusy, AlreadyResolved, ConfigurationError, NotFound
 from nitinol.messages import InputMode, Media, Message, Outcome, Part, RunStatus, Text, ToolAnswer, ToolCall
 from nitinol.prices import PriceList
 from nitinol.provider import ModelResponse
@@ -441,7 +441,9 @@ class _Decision:
             return self.finish("deadline_exceeded", f"the deadline of {run.deadline:g} s has passed")
         if run.turn >= agent.max_turns:
             return self.finish("max_turns", f"the run took {run.turn} turns; max_turns={agent.max_turns}")
-        for item in (*inputs, *self.pending("steer")):
+        for item in self.state.inputs:  # in the order of their acceptance
+            if item not in inputs and (item.run_id != run.run_id or item.mode != "steer"):
+                continue
             self.emit(ev.InputDelivered, input_id=item.input_id)
             self.emit(ev.MessageAppended, message=item.prompt)
         self.emit(
@@ -527,6 +529,8 @@ class _Decision:
         elif tool is None:
             known = ", ".join(tool.name for tool in self.agent.tools) or "none"
             self.answer(call, "error", f"There is no tool {wanted.name!r}. The tools are: {known}.")
+        elif tool.approval is not None and (wrong := tool.misfit(wanted.arguments)) is not None:
+            self.answer(call, "error", wrong)  # nobody should be asked about a call that cannot run
         elif tool.approval is not None:
             expires = None if tool.approval.timeout is None else self.now + int(tool.approval.timeout * 1e9)
             self.emit(
@@ -746,6 +750,9 @@ def _resolve(d: _Decision, input: Resolve) -> None:
     if call is None or call.stage != "approval":
         raise AlreadyResolved(f"call {input.call_id!r} of run {input.run_id!r} waits for no approval")
     arguments = None if input.arguments is None else dict(input.arguments)
+    tool = d.agent.tool(call.call.name)
+    if arguments is not None and tool is not None and (wrong := tool.misfit(arguments)) is not None:
+        raise ConfigurationError(f"the call still waits for approval: {wrong}")
     d.emit(
         ev.ApprovalResolved,
         call_id=input.call_id,

@@ -136,7 +136,8 @@ def resolve(model: str | Provider) -> Provider:
     """
     if not isinstance(model, str):
         # Not isinstance: a runtime check of a protocol costs as much as ten events.
-        if not callable(getattr(model, "stream", None)) or not callable(getattr(model, "info", None)):
+        named = isinstance(getattr(model, "name", None), str) and isinstance(getattr(model, "model", None), str)
+        if not named or not callable(getattr(model, "stream", None)) or not callable(getattr(model, "info", None)):
             raise ConfigurationError(
                 f"model={model!r} is neither a model string nor a provider (name, model, info, stream)"
             )

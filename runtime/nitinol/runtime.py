@@ -31,7 +31,7 @@ from nitinol.errors import (
 from nitinol.handle import RunHandle, Waiting, result_of, wait
 from nitinol.journal import MemoryJournal
 from nitinol.machine import GRACE, Cancel, Configure, Input, Reset, Send, Stop
-from nitinol.messages import Message, Prompt, to_message
+from nitinol.messages import Message, Prompt, ToolCall, to_message
 from nitinol.provider import Provider
 from nitinol.repair import view
 from nitinol.result import OutT, RunResult
@@ -224,6 +224,11 @@ class AgentRef(Generic[OutT]):
         """As `messages`."""
         return self.messages()
 
+    def pending_approvals(self) -> tuple[ToolCall, ...]:
+        """Tool calls of the run in progress that wait for a person. Never waits."""
+        run = self._cell.committed.run
+        return () if run is None else tuple(call.call for call in run.calls if call.stage == "approval")
+
     def history(self) -> tuple[Message, ...]:
         """The transcript: every message, as the journal has it."""
         return tuple(self._cell.committed.transcript)
@@ -233,7 +238,7 @@ class AgentRef(Generic[OutT]):
         return self.history()
 
     def snapshot(self) -> dict[str, Any]:
-        """The agent's log as plain JSON data: key, agent and events. Restorable, since the log is the agent."""
+        """The agent's log as plain JSON data: its key, its agent's name and its events, from which its state folds."""
         events = self._system.journal.read(self.key)
         return {
             "v": 1,
@@ -417,6 +422,8 @@ class Runtime:
             RuntimeStopped: The runtime has stopped.
         """
         definition = self._definition(agent)
+        if key is not None and not key:
+            raise ConfigurationError("key='' names no agent; leave it out for a fresh one")
         if providers.overridden() is None:
             for model in definition.models:
                 providers.resolve(model)
@@ -498,11 +505,16 @@ class Runtime:
                 how many), `"close"` ends the subscription.
 
         Raises:
-            ValueError: A pattern matches no event type.
+            ValueError: A pattern matches no event type, or the cursor is of another store.
         """
         self._system.check()
         if maxsize < 1:
             raise ConfigurationError(f"maxsize={maxsize!r} must be 1 or more")
+        if after is not None and not 0 <= after <= self._system.journal.position:
+            raise ValueError(
+                f"after={after!r} is no position of this store, whose last is {self._system.journal.position}: a cursor is"
+                " good for the store it came from; 0 is the beginning"
+            )
         if overflow not in ("coalesce", "drop", "close"):
             raise ConfigurationError(f"overflow={overflow!r} must be 'coalesce', 'drop' or 'close'")
         return Subscription(

@@ -247,7 +247,9 @@ class Cell:
                 return
             case "parked":
                 request.answer(
-                    AgentParked(f"agent {self.key!r} is parked after too many crashes; ref.resume() tries again")
+                    AgentParked(
+                        f"agent {self.key!r} is parked: {self.committed.parked_because}; ref.resume() tries again"
+                    )
                 )
                 return
             case "stopped":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from decimal import Decimal
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from nitinol import events as ev
 from nitinol import provider as providers
@@ -19,6 +19,7 @@ from nitinol.hooks import Halt
 from nitinol.http import HttpPool
 from nitinol.logs import describe, get_logger
 from nitinol.machine import Answered, AttemptReady, CallModel, Cancel, Failed
+from nitinol.messages import Audio, Document, Image, Message, StopReason, Text, Thinking, ToolCall
 from nitinol.prices import PriceList
 from nitinol.provider import Delta, ModelInfo, ModelRequest, ModelResponse, Provider, UsageSoFar
 from nitinol.repair import view
@@ -151,6 +152,9 @@ class _Attempt:
             turn=effect.turn,
             attempt=effect.attempt,
         )
+        limited = agent.budget is not None and agent.budget.usd is not None
+        if limited and self.prices is None and agent.on_unpriced == "warn":
+            self.gateway.log.warning("no price is known; the money budget does not hold", model=self.provider.model)
         if agent.has_hook("before_model"):
             answer = await self.gateway.hooks.run("before_model", agent, state, request)
             if isinstance(answer, Halt):
@@ -228,6 +232,7 @@ class _Attempt:
                 await close()
         if response is None:
             raise MalformedResponse(f"provider {provider.name!r} ended its stream without a ModelResponse")
+        _check(response, provider)
         return response
 
     async def _finish(self, response: ModelResponse, duration: float) -> None:
@@ -239,7 +244,7 @@ class _Attempt:
                 self.port.tell(Cancel(run_id=effect.run_id, by="hook", status="halted", reason=answer.reason))
             else:
                 response = cast("ModelResponse", answer)
-        usage = self.usage or self._estimate()
+        usage = self.usage or self._estimate(sum(len(getattr(part, "text", "")) for part in response.message.parts))
         self.port.tell(
             Answered(
                 run_id=effect.run_id,
@@ -301,13 +306,32 @@ class _Attempt:
         if isinstance(answer, Halt):
             self.port.tell(Cancel(run_id=effect.run_id, by="hook", status="halted", reason=answer.reason))
 
-    def _estimate(self) -> Usage:
+    def _estimate(self, answer: int = 0) -> Usage:
+        """From characters: of the request, and of what was shown or answered."""
+        self.characters = max(self.characters, answer)
         return Usage(input_tokens=self.input_tokens, output_tokens=(self.characters + 3) // 4)
 
     def _cost(self, usage: Usage) -> Decimal | None:
         if usage.reported_cost is not None:
             return usage.reported_cost
         return self.prices.cost(usage) if self.prices is not None else None
+
+
+def _check(response: ModelResponse, provider: Provider) -> None:
+    """A third party's provider may answer anything; what enters the log must be sound."""
+    message = response.message
+    sound = (
+        isinstance(message, Message)  # pyright: ignore[reportUnnecessaryIsInstance]
+        and message.role == "assistant"
+        and all(isinstance(part, (Text, Thinking, Image, Audio, Document, ToolCall)) for part in message.parts)
+        and response.stop_reason in get_args(StopReason)
+        and (response.usage is None or isinstance(response.usage, Usage))  # pyright: ignore[reportUnnecessaryIsInstance]
+    )
+    if not sound:
+        raise MalformedResponse(
+            f"provider {provider.name!r} gave a response that is none: an assistant's Message of parts, a known"
+            f" stop_reason (not {response.stop_reason!r}), and Usage or None"
+        )
 
 
 def _cancel(task: asyncio.Task[Any]) -> None:
