@@ -12,7 +12,6 @@ import sys
 import time
 from collections import Counter
 from types import FunctionType, ModuleType
-from typing import Any
 
 import measure
 
@@ -50,25 +49,25 @@ def inner(count: int) -> None:
 
     agent = Agent(name="bench", model=ScriptedProvider([]), instructions="You wait.")
 
-    def start(rt: Runtime, first: int, last: int) -> Any:
+    def start(rt: Runtime, first: int, last: int) -> None:
         refs = [rt.start(agent, key=f"bench/{number}") for number in range(first, last)]
         for ref in refs:
             while ref.status().state != "idle":
                 time.sleep(0.01)
-        return refs[-1]
 
     with Runtime() as rt:
         start(rt, 0, WARM)
         gc.collect()
         before, began = measure.rss(), measure.cpu()
-        last = start(rt, WARM, WARM + count)
+        start(rt, WARM, WARM + count)
         spent = measure.cpu() - began
         gc.collect()
         after = measure.rss()
         walls = (Agent, Env, LoopThread, Services)
         system = rt._system
-        parts = own(last._cell, rt.get("bench/0")._cell, walls)
-        parts.update(own(system.journal.read(last.key), system.journal.read("bench/0"), walls))
+        some = rt.get(f"bench/{WARM + count // 2}")
+        parts = own(some._cell, rt.get("bench/0")._cell, walls)
+        parts.update(own(system.journal.read(some.key), system.journal.read("bench/0"), walls))
         print(json.dumps({"bytes": (after - before) / count, "cpu": spent, "parts": parts.most_common()}), flush=True)
 
 

@@ -98,7 +98,17 @@ def test_importing_nitinol_loads_no_heavy_library() -> None:
     program = "import sys, nitinol; print(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     loaded = {name.split(".")[0] for name in done.stdout.split()}
-    heavy = {"httpx", "httpx_aiohttp", "aiohttp", "rich", "genai_prices", "nitinol_providers", "nitinol_tools", "httpcore", "anyio"}
+    heavy = {
+        "httpx",
+        "httpx_aiohttp",
+        "aiohttp",
+        "rich",
+        "genai_prices",
+        "nitinol_providers",
+        "nitinol_tools",
+        "httpcore",
+        "anyio",
+    }
     assert loaded & heavy == set()
 
 
@@ -207,7 +217,17 @@ def test_pykkas_records_go_through_the_librarys_logger() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["api_key", "API_KEY", "openai_api_key", "x-api-key", "Authorization", "password", "client_secret", "arguments", "cookie"],
+    [
+        "api_key",
+        "API_KEY",
+        "openai_api_key",
+        "x-api-key",
+        "Authorization",
+        "password",
+        "client_secret",
+        "arguments",
+        "cookie",
+    ],
 )
 def test_secrets_are_redacted(name: str) -> None:
     """By the name of the field, however deep; tool arguments too."""

@@ -9,7 +9,8 @@ from nitinol.budget import Budget
 from nitinol.errors import ToolError
 from nitinol.handle import RunHandle
 from nitinol.hooks import Block, Halt, HookContext, Hooks
-from nitinol.messages import Audio, Document, Image, Message
+from nitinol.http import Http
+from nitinol.messages import Audio, Document, Image, Message, Text, ToolCall
 from nitinol.oneshot import arun, run, stream
 from nitinol.prices import Prices
 from nitinol.provider import Delta, ModelInfo, ModelRequest, ModelResponse, Provider
@@ -33,6 +34,7 @@ __all__ = [
     "Halt",
     "HookContext",
     "Hooks",
+    "Http",
     "Image",
     "Message",
     "ModelInfo",
@@ -44,7 +46,9 @@ __all__ = [
     "RunHandle",
     "RunResult",
     "Runtime",
+    "Text",
     "Tool",
+    "ToolCall",
     "ToolCallRecord",
     "ToolContext",
     "ToolError",

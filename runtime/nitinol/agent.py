@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Generic, Literal, TypedDict
+from typing import Any, Generic, Literal, TypedDict, get_origin
 
 import pydantic
 
@@ -76,11 +77,17 @@ class Agent(Generic[OutT]):
     """Above what the provider knows."""
 
     def __post_init__(self) -> None:
-        for name in ("fallbacks", "tools", "hooks"):
+        for name in ("fallbacks", "tools", "hooks", "allowed_paths"):
             value = getattr(self, name)
-            if isinstance(value, (str, Tool, Hooks)) or not isinstance(value, Sequence):
-                raise ConfigurationError(f"{name}={value!r} must be a list")
+            if name == "allowed_paths" and value is None:
+                continue
+            if isinstance(value, (str, Path, Tool, Hooks)) or not isinstance(value, Sequence):
+                raise ConfigurationError(f"{name}={value!r} must be a list")  # a str would be a list of letters
             object.__setattr__(self, name, tuple(value))  # pyright: ignore[reportUnknownArgumentType] # getattr knows no types
+        for name, kinds, wanted in _KINDS:
+            value = getattr(self, name)
+            if not isinstance(value, kinds) or (isinstance(value, bool) and name != "cache"):
+                raise ConfigurationError(f"{name}={value!r} must be {wanted}")
         _check_name(self.name)
         _check_tools(self.tools)
         for hook in self.hooks:
@@ -96,6 +103,13 @@ class Agent(Generic[OutT]):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < least):
                 raise ConfigurationError(f"{name}={value!r} must be a whole number, {least} or more")
+        if self.instructions is not None and not isinstance(self.instructions, str) and not callable(self.instructions):  # pyright: ignore[reportUnnecessaryComparison]
+            raise ConfigurationError(f"instructions={self.instructions!r} must be a str, or a function of HookContext")
+        if isinstance(self.thinking, str) and self.thinking not in ("low", "medium", "high"):  # pyright: ignore[reportUnnecessaryContains]
+            raise ConfigurationError(f"thinking={self.thinking!r} must be tokens, or 'low', 'medium' or 'high'")
+        if self.prices is not None and not callable(getattr(self.prices, "at_most", None)):
+            raise ConfigurationError(f"prices={self.prices!r} must be Prices(…), or have cost and at_most")
+        _check_output(self.output)
         if self.deadline is not None and not self.deadline > 0:
             raise ConfigurationError(f"deadline={self.deadline!r} must be more than 0 seconds")
         for name, allowed in (("busy", ("queue", "reject")), ("on_unpriced", ("block", "warn"))):
@@ -105,6 +119,17 @@ class Agent(Generic[OutT]):
     def replace(self, **changes: Any) -> Agent[OutT]:
         """A copy with other options."""
         return replace(self, **changes)
+
+    def changes_to(self, other: Agent[Any]) -> dict[str, str]:
+        """What is different in another definition: option to its new value, as text; `changed` where that may be private."""
+        changes: dict[str, str] = {}
+        for item in fields(self):
+            old, new = getattr(self, item.name), getattr(other, item.name)
+            if old is new or old == new:
+                continue
+            private = item.name in ("deps", "extra", "hooks", "instructions")
+            changes[item.name] = "changed" if private else model_name(new) if item.name == "model" else repr(new)
+        return changes
 
     @property
     def models(self) -> tuple[str | Provider, ...]:
@@ -122,7 +147,7 @@ class Agent(Generic[OutT]):
     @property
     def output_schema(self) -> dict[str, Any] | None:
         """JSON schema of `output=`."""
-        return None if self.output is None else pydantic.TypeAdapter(self.output).json_schema()
+        return None if self.output is None or self.output is str else pydantic.TypeAdapter(self.output).json_schema()
 
     @cached_property
     def digest(self) -> str:
@@ -170,6 +195,45 @@ class AgentOptions(TypedDict, total=False):
     allowed_paths: Sequence[str | Path] | None
     context_window: int | None
     prices: PriceList | None
+
+
+_NONE = type(None)
+_KINDS: Sequence[tuple[str, tuple[type[Any], ...], str]] = (
+    ("budget", (Budget, _NONE), "a Budget(…)"),
+    ("retry", (Retry,), "a Retry(…)"),
+    ("deadline", (int, float, _NONE), "seconds, or None"),
+    ("temperature", (int, float, _NONE), "a number, or None"),
+    ("thinking", (int, str, _NONE), "tokens, or 'low', 'medium' or 'high'"),
+    ("cache", (bool,), "True or False"),
+    ("extra", (Mapping, _NONE), "a dict, or None"),
+    ("working_directory", (str, Path), "a path"),
+)
+
+
+def parse_output(output: type[Any] | None, text: str) -> Any:
+    """A typed answer from a model's words: JSON, also within a code fence. `None` and `str` leave the words as they are.
+
+    Raises:
+        pydantic.ValidationError: It does not fit.
+    """
+    if output is None or output is str:
+        return text
+    fenced = _FENCE.fullmatch(text.strip())
+    return pydantic.TypeAdapter[Any](output).validate_json(fenced[1] if fenced else text)
+
+
+_FENCE = re.compile(r"```(?:json)?\s*\n(.*?)\n?```", re.DOTALL)
+
+
+def _check_output(output: Any) -> None:
+    if output is None:
+        return
+    if isinstance(output, str) or not (isinstance(output, type) or get_origin(output) is not None):
+        raise ConfigurationError(f"output={output!r} must be a type, such as a pydantic model")
+    try:
+        pydantic.TypeAdapter(output)
+    except Exception as error:
+        raise ConfigurationError(f"output={output!r} has no JSON schema: {str(error).splitlines()[0]}") from None
 
 
 def _check_name(name: object) -> None:

@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options = _parser().parse_args(argv)
         command: Callable[[argparse.Namespace], int] = options.command
-        return command(options)
+        with _handling(_exit, signal.SIGTERM):
+            return command(options)
     except NitinolError as error:
         return _complain(str(error))
     except KeyboardInterrupt:
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader left. Python flushes stdout once more at exit, which must not complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except SystemExit as done:  # argparse, which has printed why
+    except SystemExit as done:  # SIGTERM, or argparse, which has printed why
         return done.code if isinstance(done.code, int) else 2
 
 
@@ -100,7 +101,8 @@ def _run(options: argparse.Namespace) -> int:
     # Subscribed before anything happens, so that not one event is missed.
     with Runtime(drain=0.0, shutdown=5.0) as rt, rt.subscribe() as events:
         handle = rt.start(agent, key=agent.name).send(prompt)
-        with _signals(handle.cancel) as caught:
+        interrupt = _Interrupt(handle.cancel)
+        with _handling(interrupt, signal.SIGINT, signal.SIGTERM):
             for event in events:
                 show(event)
                 if event.type in ("run.finished", "agent.parked"):
@@ -109,7 +111,7 @@ def _run(options: argparse.Namespace) -> int:
     if result.status == "completed":
         return 0
     _complain(f"the run ended {result.status}{f': {result.error}' if result.error else ''}")
-    return 128 + caught[0] if caught else 1
+    return 1 if interrupt.number is None else 128 + interrupt.number
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -179,31 +181,42 @@ def _print_json(event: Event) -> None:
     print(event.to_json(), flush=True)
 
 
-@contextlib.contextmanager
-def _signals(cancel: Callable[[], object]) -> Generator[list[int]]:
-    """Let the first Ctrl-C or SIGTERM cancel the run, the second interrupt the program; yields those that came."""
-    caught: list[int] = []
+class _Interrupt:
+    """A signal handler: the first signal cancels the run, which then ends by itself; the second ends the program."""
 
-    def handle(number: int, frame: object) -> None:
-        caught.append(number)
-        if len(caught) > 1:
+    def __init__(self, cancel: Callable[[], object]) -> None:
+        self.number: int | None = None
+        """The first signal, once it came."""
+        self._cancel = cancel
+
+    def __call__(self, number: int, frame: object) -> None:
+        if self.number is not None:
             raise KeyboardInterrupt
+        self.number = number
         # On a thread: a handler interrupts the main thread anywhere, also where it holds a lock that cancel() takes.
-        threading.Thread(target=try_to_cancel, daemon=True).start()
+        threading.Thread(target=self._try_to_cancel, daemon=True).start()
 
-    def try_to_cancel() -> None:
-        with contextlib.suppress(NitinolError):  # the run has ended by itself
-            cancel()
+    def _try_to_cancel(self) -> None:
+        with contextlib.suppress(NitinolError):  # the run has just ended by itself
+            self._cancel()
 
+
+def _exit(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
+@contextlib.contextmanager
+def _handling(handler: Callable[[int, object], object], *numbers: signal.Signals) -> Generator[None]:
+    """Handle signals in this way for a while; not where it is impossible, off the main thread."""
     if threading.current_thread() is not threading.main_thread():
-        yield caught
+        yield
         return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
-        yield caught
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 def _complain(text: str) -> int:

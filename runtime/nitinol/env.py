@@ -17,6 +17,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_PAIRS = [high + low for high in _CROCKFORD for low in _CROCKFORD]
 _log = logging.getLogger("nitinol")
 _thread = threading.local()
 
@@ -88,7 +89,9 @@ class LoopThread:
         return self._loop.call_later(delay, function, *args)
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        return self._loop.create_task(coroutine)
+        task = self._loop.create_task(coroutine)
+        task.add_done_callback(_log_failure)
+        return task
 
     def is_current(self) -> bool:
         return threading.get_ident() == self._thread.ident
@@ -135,7 +138,8 @@ class LoopThread:
             if tasks:
                 self._loop.run_until_complete(asyncio.wait(tasks, timeout=2.0))
             self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-            self._ended = True  # before the last look: whoever calls from now on is told, whoever called before is heard
+            # Before the last look: whoever calls from now on is told, whoever called before is heard.
+            self._ended = True
             self._drain()
             self._loop.close()
 
@@ -143,6 +147,12 @@ class LoopThread:
 def on_a_loop() -> bool:
     """Whether the caller runs on a `LoopThread`, whichever runtime's: none of them may ever block."""
     return getattr(_thread, "is_loop", False)
+
+
+def _log_failure(task: asyncio.Task[Any]) -> None:
+    """Log what a task raised now, on its loop; asyncio would do it when the garbage is collected, in any thread."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.error("a task failed", exc_info=error)
 
 
 def _log_escape(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -171,7 +181,7 @@ class Env:
     def new_id(self) -> str:
         """A ULID: 26 characters that sort by the millisecond of their making."""
         number = (self.now() // 1_000_000) << 80 | self._random.getrandbits(80)
-        return "".join(_CROCKFORD[number >> shift & 31] for shift in range(125, -1, -5))
+        return "".join([_PAIRS[number >> shift & 1023] for shift in range(120, -1, -10)])
 
     def start_loop(self, name: str) -> Loop:
         """Start a loop."""

@@ -26,6 +26,7 @@
         RateLimited, Overloaded, ServerError, ProviderTimeout, ConnectionFailed, MalformedResponse      retried
         ContextOverflow, AuthenticationFailed, InvalidRequest, ContentRefused                           not retried
         ScriptExhausted         a `ScriptedProvider` has no answer left
+        ScriptFailed            its function raised
 
 A message names the thing with its `repr` and says what to do next. No message holds an API key.
 """
@@ -218,3 +219,9 @@ class ScriptExhausted(ProviderError):
     """A `ScriptedProvider` was asked for more answers than its script has."""
 
     summary = "the script has no answer left"
+
+
+class ScriptFailed(ProviderError):
+    """The function of a `ScriptedProvider` raised, or answered what is no answer."""
+
+    summary = "the script's function failed"

@@ -17,9 +17,10 @@ from nitinol.actors.agent_actor import Cell
 from nitinol.actors.bus import Subscription
 from nitinol.actors.system import System
 from nitinol.actors.worker_pool import Job, current_job
+from nitinol.agent import parse_output
 from nitinol.errors import AgentParked, AgentStopped, NotFound, WouldDeadlock
 from nitinol.machine import Add, Cancel, Input, Resolve
-from nitinol.messages import InputMode, Message, Prompt, ToolCall, to_message
+from nitinol.messages import InputMode, Message, Prompt, StopReason, ToolCall, to_message
 from nitinol.result import OutT, RunResult, ToolCallRecord
 
 
@@ -111,7 +112,8 @@ class RunHandle(Generic[OutT]):
             raise self._system.failure
         if life == "parked":
             raise AgentParked(
-                f"agent {self.key!r} is parked with run {self.run_id!r} open; ref.resume() goes on with it"
+                f"agent {self.key!r} is parked with run {self.run_id!r} open: {self._cell.committed.parked_because};"
+                " ref.resume() goes on with it"
             )
         if life == "stopped":
             raise AgentStopped(
@@ -126,9 +128,7 @@ class RunHandle(Generic[OutT]):
         if found is None:
             raise NotFound(f"run {self.run_id!r} is not known any more")
         first = self._system.journal.read(found[0], found[1] - 1, 1)[0]
-        return Subscription(
-            self._system.bus, run_id=self.run_id, after=first.position - 1, check=self._check_going_on
-        )
+        return Subscription(self._system.bus, run_id=self.run_id, after=first.position - 1, check=self._check_going_on)
 
     def _check_going_on(self) -> None:
         """Whoever follows the run is told, as whoever waits for it, that it will not go on for now."""
@@ -187,6 +187,8 @@ class RunHandle(Generic[OutT]):
 
     def steer(self, prompt: Prompt) -> str:
         """Say something more to the run: delivered before its next model request. Returns the input's id.
+
+        If the run ends without another request, nobody reads it: `input.dropped` tells so. `follow_up` makes the run go on.
 
         Raises:
             AlreadyResolved: The run has ended.
@@ -333,6 +335,7 @@ def result_of(system: System, key: str, run_id: str, output: type[Any] | None = 
     messages: list[Message] = []
     calls: dict[tuple[int, str], ToolCall] = {}
     answers: dict[tuple[int, str], ev.ToolFinished] = {}
+    stop_reason: StopReason | None = None
     for event in system.journal.read(found[0], found[1] - 1):
         if event.run_id != run_id:
             continue
@@ -347,8 +350,10 @@ def result_of(system: System, key: str, run_id: str, output: type[Any] | None = 
                 calls[event.turn, event.call_id] = calls[event.turn, event.call_id].replace(arguments=event.arguments)
             case ev.ToolFinished() if event.call_id is not None:
                 answers[event.turn, event.call_id] = event
+            case ev.ModelFinished():
+                stop_reason = event.stop_reason
             case ev.RunFinished():
-                return _result(key, event, messages, calls, answers, output)
+                return _result(key, event, messages, calls, answers, stop_reason, output)
             case _:
                 pass
     raise NotFound(f"run {run_id!r} has not ended")
@@ -360,6 +365,7 @@ def _result(
     messages: Sequence[Message],
     calls: Mapping[tuple[int, str], ToolCall],
     answers: Mapping[tuple[int, str], ev.ToolFinished],
+    stop_reason: StopReason | None,
     output: type[Any] | None,
 ) -> RunResult[Any]:
     records = tuple(
@@ -376,9 +382,12 @@ def _result(
         for at, call in calls.items()
         if (answer := answers.get(at)) is not None
     )
-    parsed = None
-    if output is not None and end.status == "completed":
-        parsed = pydantic.TypeAdapter(output).validate_json(end.text)
+    parsed, error = None, end.error
+    if end.status == "completed":
+        try:
+            parsed = parse_output(output, end.text)
+        except pydantic.ValidationError:  # the run was asked for another type: an older definition's
+            error = f"the answer is no {output!r}"
     return RunResult(
         status=end.status,
         text=end.text,
@@ -390,8 +399,9 @@ def _result(
         cost=end.cost,
         turns=end.turns,
         duration=end.duration,
-        error=end.error,
+        error=error,
         error_type=end.error_type,
+        stop_reason=stop_reason,
         parsed=parsed,
     )
 
@@ -437,14 +447,6 @@ def _wake(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None
         loop.call_soon_threadsafe(resolve)
     except RuntimeError:  # the waiter's loop is closed, and the waiter with it
         return
-
-
-def _caller() -> int:
-    """How many frames up from `Waiting.__enter__` the library ends: that line is what a warning is about."""
-    level, frame = 1, sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("nitinol."):
-        level, frame = level + 1, frame.f_back
-    return level
 
 
 def _frames_to_caller() -> int:

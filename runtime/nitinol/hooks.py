@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeVar
+from difflib import get_close_matches
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 from nitinol.messages import Message, ToolCall
 from nitinol.provider import ModelRequest, ModelResponse
@@ -59,6 +60,19 @@ class Hooks:
 
     timeout: ClassVar[float] = 30.0
     """Seconds one hook may take."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse a misspelt hook: a guard that is never called guards nothing.
+
+        Raises:
+            TypeError: A method's name is nearly that of a hook.
+        """
+        super().__init_subclass__(**kwargs)
+        points = get_args(HookPoint)
+        for name in vars(cls):
+            near = get_close_matches(name, points, 1, 0.85)
+            if near and name not in points:
+                raise TypeError(f"{cls.__name__}.{name} is no hook; did you mean {near[0]}?")
 
     def agent_start(self, ctx: HookContext) -> Halt | Awaitable[Halt | None] | None:
         """An agent comes up, or comes back. `Halt` refuses it: its runs end `halted`."""

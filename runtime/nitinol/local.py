@@ -88,15 +88,12 @@ def serve(port: int = 0, on_ready: Callable[[str], object] = print) -> None:
     params.use_jinja = True
     params.chat_template = Path(__file__).with_name("local_template.jinja").read_text(encoding="utf-8")
     params.hostnames, params.port = ["127.0.0.1"], port
-    params.n_parallel, params.n_ctx, params.kv_unified = (
-        4,
-        8192,
-        True,
-    )  # four conversations at a time share 8,192 tokens
+    params.n_parallel, params.n_ctx = 4, 8192  # four conversations at a time
+    params.kv_unified = True  # may each use what the others leave of these tokens
     for threads in (params.cpuparams, params.cpuparams_batch):
         threads.n_threads = min(4, max(1, (os.cpu_count() or 1) // 2))  # more, on a busy machine, wait for each other
         threads.poll = 0  # wait without spinning
-    params.sampling.temp, params.n_predict = 0.0, 512  # unless a request says otherwise; so small a model may ramble on
+    params.sampling.temp, params.n_predict = 0.0, 512  # where a request says nothing: so small a model may ramble on
     params.offline, params.warmup, params.ui, params.verbosity = True, False, False, -1
     try:
         server = llama.Server(params)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, MutableMapping
-from typing import Any
+from typing import Any, cast
 
 _SECRET = ("api_key", "apikey", "authorization", "password", "secret", "access_token", "cookie", "arguments")
 HIDDEN = "[redacted]"
@@ -36,11 +36,10 @@ def _is_secret(name: object) -> bool:
 
 
 def _redacted(value: Any) -> Any:
+    mapping, items = cast("Mapping[Any, Any]", value), cast("list[Any]", value)
     if isinstance(value, Mapping):
-        mapping: Mapping[Any, Any] = value
         return {key: HIDDEN if _is_secret(key) else _redacted(item) for key, item in mapping.items()}
     if isinstance(value, list):
-        items: list[Any] = value
         return [_redacted(item) for item in items]
     return value
 

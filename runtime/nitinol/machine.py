@@ -15,9 +15,9 @@ from typing import Any, Literal, TypeAlias, TypeVar, cast
 import pydantic
 
 from nitinol import events as ev
-from nitinol.agent import Agent, model_name
+from nitinol.agent import Agent, model_name, parse_output
 from nitinol.budget import spendable
-from nitinol.errors import AgentBusy, AlreadyResolved, NotFound
+from nitinol.errors import AgentBusy, AlreadyResolved, ConfigurationError, NotFound
 from nitinol.messages import InputMode, Media, Message, Outcome, Part, RunStatus, Text, ToolAnswer, ToolCall
 from nitinol.prices import PriceList
 from nitinol.provider import ModelResponse
@@ -115,7 +115,12 @@ class Reset:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Configure:
+    """Another definition, from the next run on."""
+
     changes: Mapping[str, str]
+    definition: Agent[Any]
+    idle: bool = False
+    """Only between runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -407,9 +412,16 @@ class _Decision:
 
     # -- the life of a run
 
+    def adopt_definition(self) -> None:
+        """Between runs: a changed definition takes over."""
+        if self.state.next_definition is not None:
+            self.state.definition, self.state.next_definition = self.state.next_definition, None
+
     def start_next(self) -> None:
         """Start the first queued run, if the agent is free."""
         state = self.state
+        if state.run is None:
+            self.adopt_definition()
         if state.run is not None or not state.queue or state.definition is None or state.stopped or state.parked:
             return
         queued = state.queue[0]
@@ -436,7 +448,9 @@ class _Decision:
             return self.finish("deadline_exceeded", f"the deadline of {run.deadline:g} s has passed")
         if run.turn >= agent.max_turns:
             return self.finish("max_turns", f"the run took {run.turn} turns; max_turns={agent.max_turns}")
-        for item in (*inputs, *self.pending("steer")):
+        for item in self.state.inputs:  # in the order of their acceptance
+            if item not in inputs and (item.run_id != run.run_id or item.mode != "steer"):
+                continue
             self.emit(ev.InputDelivered, input_id=item.input_id)
             self.emit(ev.MessageAppended, message=item.prompt)
         self.emit(
@@ -522,6 +536,8 @@ class _Decision:
         elif tool is None:
             known = ", ".join(tool.name for tool in self.agent.tools) or "none"
             self.answer(call, "error", f"There is no tool {wanted.name!r}. The tools are: {known}.")
+        elif tool.approval is not None and (wrong := tool.misfit(wanted.arguments)) is not None:
+            self.answer(call, "error", wrong)  # nobody should be asked about a call that cannot run
         elif tool.approval is not None:
             expires = None if tool.approval.timeout is None else self.now + int(tool.approval.timeout * 1e9)
             self.emit(
@@ -741,6 +757,9 @@ def _resolve(d: _Decision, input: Resolve) -> None:
     if call is None or call.stage != "approval":
         raise AlreadyResolved(f"call {input.call_id!r} of run {input.run_id!r} waits for no approval")
     arguments = None if input.arguments is None else dict(input.arguments)
+    tool = d.agent.tool(call.call.name)
+    if arguments is not None and tool is not None and (wrong := tool.misfit(arguments)) is not None:
+        raise ConfigurationError(f"the call still waits for approval: {wrong}")
     d.emit(
         ev.ApprovalResolved,
         call_id=input.call_id,
@@ -764,8 +783,12 @@ def _reset(d: _Decision, input: Reset) -> None:
 
 
 def _configure(d: _Decision, input: Configure) -> None:
-    _refuse_if_open(d, "set_model")
-    d.emit(ev.AgentConfigured, changes=dict(input.changes))
+    if input.idle:
+        _refuse_if_open(d, "set_model")
+    d.emit(ev.AgentConfigured, changes=dict(input.changes), run_id=None)
+    d.state.next_definition = input.definition
+    if d.state.run is None:
+        d.adopt_definition()
 
 
 def _refuse_if_open(d: _Decision, what: str) -> None:
@@ -841,12 +864,13 @@ def _answered(d: _Decision, input: Answered) -> None:
         return d.settle(text=message.text)
     if message.parts:
         d.emit(ev.MessageAppended, attempt=input.attempt, message=message)
-    calls = d.run.calls
-    if calls:
-        return _begin_calls(d)
+    refused = response.stop_reason in ("refusal", "content_filter")
+    why = f"the model ended with {response.stop_reason}"
+    if d.run.calls:
+        return d.end("model", "failed", why) if refused else _begin_calls(d)
     d.emit(ev.TurnFinished, stop_reason=response.stop_reason, tool_calls=0)
-    if response.stop_reason in ("refusal", "content_filter"):
-        return d.finish("failed", f"the model ended with {response.stop_reason}", error_type="ContentRefused")
+    if refused:
+        return d.finish("failed", why, error_type="ContentRefused")
     if response.stop_reason == "pause":
         return d.next_turn()
     if follow_ups := d.pending("follow_up"):
@@ -1012,10 +1036,8 @@ def _tidy(message: Message) -> Message:
 
 
 def _misfit(output: type[Any] | None, text: str) -> str | None:
-    if output is None:
-        return None
     try:
-        pydantic.TypeAdapter(output).validate_json(text)
+        parse_output(output, text)
     except pydantic.ValidationError as error:
         return "; ".join(
             f"{'.'.join(map(str, item['loc'])) or 'answer'}: {item['msg']}"

@@ -221,7 +221,8 @@ def _definition(agent: Agent[Any] | None, options: dict[str, Any]) -> Agent[Any]
     if agent is None:
         if "model" not in options:
             raise TypeError("run() takes an Agent, or model= and other options of Agent")
-        return Agent(**{"name": "run", **options})
+        options.setdefault("name", "run")
+        return Agent(**options)
     if not isinstance(agent, Agent):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ConfigurationError(f"the second argument is an Agent, not {agent!r}; a model is given as model=")
     if options:

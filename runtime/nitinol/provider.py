@@ -136,7 +136,8 @@ def resolve(model: str | Provider) -> Provider:
     """
     if not isinstance(model, str):
         # Not isinstance: a runtime check of a protocol costs as much as ten events.
-        if not callable(getattr(model, "stream", None)) or not callable(getattr(model, "info", None)):
+        named = isinstance(getattr(model, "name", None), str) and isinstance(getattr(model, "model", None), str)
+        if not named or not callable(getattr(model, "stream", None)) or not callable(getattr(model, "info", None)):
             raise ConfigurationError(
                 f"model={model!r} is neither a model string nor a provider (name, model, info, stream)"
             )
@@ -151,7 +152,10 @@ def resolve(model: str | Provider) -> Provider:
         raise UnknownModel(
             f"no provider {prefix!r} for model {model!r}; known: {_known()}; a package adds one with an entry point in {ENTRY_POINTS!r}"
         )
-    factory: ProviderFactory = found.load()
+    try:
+        factory: ProviderFactory = found.load()
+    except (ImportError, AttributeError) as error:
+        raise ConfigurationError(f"provider {prefix!r} ({found.value}) does not load: {error}") from error
     return factory(name)
 
 

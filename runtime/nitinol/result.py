@@ -9,7 +9,7 @@ from typing import Any, Generic, Self, cast
 from typing_extensions import TypeVar
 
 from nitinol.errors import RunFailed
-from nitinol.messages import Message, Outcome, RunStatus
+from nitinol.messages import Message, Outcome, RunStatus, StopReason
 from nitinol.usage import Usage
 
 OutT = TypeVar("OutT", default=str)
@@ -53,8 +53,10 @@ class RunResult(Generic[OutT]):
     """Seconds from `run.started` to `run.finished`; 0 if it never started."""
     error: str | None
     error_type: str | None = None
+    stop_reason: StopReason | None = None
+    """Why the model ended its last answer: `max_tokens` means that it is cut short. `None` = it gave none."""
     parsed: Any = None
-    """The typed output, where the agent has `output=`."""
+    """The typed output; the text where the agent has no `output=`."""
 
     @property
     def output(self) -> OutT:
@@ -64,7 +66,9 @@ class RunResult(Generic[OutT]):
             RunFailed: The run did not complete.
         """
         self.raise_for_status()
-        return cast("OutT", self.text if self.parsed is None else self.parsed)
+        if self.error is not None:
+            raise RunFailed(f"run {self.run_id!r} of {self.key!r}: {self.error}", self)
+        return cast("OutT", self.parsed)
 
     def raise_for_status(self) -> Self:
         """Itself, or `RunFailed` unless completed."""

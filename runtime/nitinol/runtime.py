@@ -32,7 +32,7 @@ from nitinol.errors import (
 from nitinol.handle import RunHandle, Waiting, result_of, wait
 from nitinol.journal import open_journal
 from nitinol.machine import GRACE, Cancel, Configure, Input, Look, Reset, Send, Stop
-from nitinol.messages import Message, Prompt, to_message
+from nitinol.messages import Message, Prompt, ToolCall, to_message
 from nitinol.provider import Provider
 from nitinol.repair import view
 from nitinol.result import OutT, RunResult
@@ -227,6 +227,11 @@ class AgentRef(Generic[OutT]):
         await self._alook()
         return self._messages()
 
+    def pending_approvals(self) -> tuple[ToolCall, ...]:
+        """Tool calls of the run in progress that wait for a person. Never waits."""
+        run = self._cell.committed.run
+        return () if run is None else tuple(call.call for call in run.calls if call.stage == "approval")
+
     def history(self) -> tuple[Message, ...]:
         """The transcript: every message, as the journal has it. Waits as `messages` does."""
         self._look("history")
@@ -238,7 +243,7 @@ class AgentRef(Generic[OutT]):
         return self._history()
 
     def snapshot(self) -> dict[str, Any]:
-        """The agent's log as plain JSON data: key, agent and events. Restorable, since the log is the agent.
+        """The agent's log as plain JSON data: its key, its agent's name and its events, from which its state folds.
 
         Waits as `messages` does.
         """
@@ -287,11 +292,13 @@ class AgentRef(Generic[OutT]):
             AgentBusy: A run is open.
             ConfigurationError: There is no such model.
         """
-        self._change(Configure(changes={"model": self._adopt(model)}), "set_model", partial(self._set_model, model))
+        change = self._new_model(model)
+        self._change(change, "set_model", partial(self._adopt, change))
 
     async def aset_model(self, model: str | Provider) -> None:
         """As `set_model`."""
-        await self._achange(Configure(changes={"model": self._adopt(model)}), partial(self._set_model, model))
+        change = self._new_model(model)
+        await self._achange(change, partial(self._adopt, change))
 
     def reset(self) -> None:
         """Forget the conversation; the bill goes on.
@@ -362,13 +369,14 @@ class AgentRef(Generic[OutT]):
         if run_id is None:
             self._give_up(send.run_id)
 
-    def _adopt(self, model: str | Provider) -> str:
+    def _new_model(self, model: str | Provider) -> Configure:
         if providers.overridden() is None:
             providers.resolve(model)
-        return model_name(model)
+        definition = self._cell.definition.replace(model=model)
+        return Configure(changes={"model": model_name(model)}, definition=definition, idle=True)
 
-    def _set_model(self, model: str | Provider) -> None:
-        self._cell.definition = self._cell.definition.replace(model=model)
+    def _adopt(self, change: Configure) -> None:
+        self._cell.definition = change.definition
 
     def _change(self, input: Input, name: str, then: Callable[[], object] | None = None) -> None:
         self._system.check()
@@ -449,6 +457,8 @@ class Runtime:
             RuntimeStopped: The runtime has stopped.
         """
         definition = self._definition(agent)
+        if key is not None and not key:
+            raise ConfigurationError("key='' names no agent; leave it out for a fresh one")
         if providers.overridden() is None:
             for model in definition.models:
                 providers.resolve(model)
@@ -535,11 +545,16 @@ class Runtime:
                 how many), `"close"` ends the subscription.
 
         Raises:
-            ValueError: A pattern matches no event type.
+            ValueError: A pattern matches no event type, or the cursor is of another store.
         """
         self._system.check()
         if maxsize < 1:
             raise ConfigurationError(f"maxsize={maxsize!r} must be 1 or more")
+        if after is not None and not 0 <= after <= self._system.journal.position:
+            raise ValueError(
+                f"after={after!r} is no position of this store, whose last is {self._system.journal.position}: a cursor is"
+                " good for the store it came from; 0 is the beginning"
+            )
         if overflow not in ("coalesce", "drop", "close"):
             raise ConfigurationError(f"overflow={overflow!r} must be 'coalesce', 'drop' or 'close'")
         return Subscription(

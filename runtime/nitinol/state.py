@@ -172,6 +172,8 @@ class AgentState:
     agent: str
     definition: Agent[Any] | None = field(default=None, compare=False, repr=False)
     """Not of the log: the live definition, by which `decide` decides."""
+    next_definition: Agent[Any] | None = field(default=None, compare=False, repr=False)
+    """Not of the log: takes over with the next run."""
     seq: int = 0
     incarnation: int = 0
     transcript: Log[Message] = field(default_factory=Log[Message])
@@ -185,6 +187,7 @@ class AgentState:
     estimated_tokens: int = 0
     """Of the transcript."""
     parked: bool = False
+    parked_because: str | None = None
     stopped: bool = False
     started_at: int = 0
     last_event_at: int = 0
@@ -305,7 +308,7 @@ def _agent_started(state: AgentState, event: ev.AgentStarted) -> None:
 
 @_on(ev.AgentParked)
 def _agent_parked(state: AgentState, event: ev.AgentParked) -> None:
-    state.parked = True
+    state.parked, state.parked_because = True, event.reason
 
 
 @_on(ev.AgentResumed)

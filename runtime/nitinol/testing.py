@@ -20,7 +20,7 @@ from nitinol import provider as providers
 from nitinol.actors.agent_actor import Cell, Crash
 from nitinol.actors.bus import Subscription
 from nitinol.actors.supervisor import Wake
-from nitinol.errors import AgentDown, ConnectionFailed, ScriptExhausted
+from nitinol.errors import AgentDown, ConnectionFailed, ProviderError, ScriptExhausted, ScriptFailed
 from nitinol.http import Http
 from nitinol.messages import Message, Part, StopReason, Text, Thinking, ToolCall
 from nitinol.prices import PriceList
@@ -150,7 +150,11 @@ class ScriptedProvider:
         self.model = model
         self.requests: list[ModelRequest] = []
         """Every request so far, in order."""
-        self._script = script if callable(script) else list(script)
+        if isinstance(script, str):
+            raise TypeError(
+                f"a script is a list of answers, or a function; ScriptedProvider([{script!r}]) says it once"
+            )
+        self._script = script if callable(script) else [_checked(answer) for answer in script]
         self._next = 0
         self._usage = usage
         self._info = ModelInfo(context_window=context_window, max_output_tokens=max_output_tokens, prices=prices)
@@ -207,7 +211,12 @@ class ScriptedProvider:
     def _answer(self, request: ModelRequest) -> Answer:
         self.requests.append(request)
         if callable(self._script):
-            return self._script(request)
+            try:
+                return _checked(self._script(request))
+            except ProviderError:
+                raise
+            except Exception as error:
+                raise ScriptFailed(f"the script's function raised {type(error).__name__}: {error}") from error
         if self._next >= len(self._script):
             raise ScriptExhausted(f"the script has {len(self._script)} answers; this is request {len(self.requests)}")
         self._next += 1
@@ -215,7 +224,9 @@ class ScriptedProvider:
 
 
 @contextmanager
-def override_model(provider: ScriptedProvider | providers.Provider) -> Generator[ScriptedProvider | providers.Provider, None, None]:
+def override_model(
+    provider: ScriptedProvider | providers.Provider,
+) -> Generator[ScriptedProvider | providers.Provider, None, None]:
     """Put a provider in the place of every model in the process: no real request, no key needed, no retry delay."""
     providers.push_override(provider)
     try:
@@ -276,6 +287,17 @@ def assert_tool_not_called(result: RunResult[Any], name: str, /, **arguments: An
     for record in result.tool_calls:
         matches = all(key in record.arguments and record.arguments[key] == value for key, value in arguments.items())
         assert not (record.name == name and matches), f"tool {name!r} was called with {record.arguments!r}"
+
+
+def _checked(answer: object) -> Answer:
+    items = cast("list[object]", answer) if isinstance(answer, (list, tuple)) else None
+    if isinstance(answer, (str, Say, Call, Fail, Wait, Delay)) or (
+        items and all(isinstance(i, (Say, Call)) for i in items)
+    ):
+        return cast("Answer", answer)
+    raise TypeError(
+        f"{answer!r} is no answer: say(…), call(…), fail(…), gate(…), after(…), a str, or a list of say and call"
+    )
 
 
 def _chunks(text: str, count: int) -> list[str]:

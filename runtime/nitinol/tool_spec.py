@@ -218,6 +218,14 @@ class Tool:
         }
         return Tool(options.pop("function", self.function), **{**kept, **options})
 
+    def misfit(self, arguments: Mapping[str, Any]) -> str | None:
+        """Why these arguments do not fit the schema; `None` where they do."""
+        try:
+            self.bind(arguments, ToolContext())
+        except ToolError as error:
+            return str(error)
+        return None
+
     def bind(self, arguments: Mapping[str, Any], context: ToolContext) -> dict[str, Any]:
         """Check a model's arguments and add the context: the keyword arguments of the function.
 

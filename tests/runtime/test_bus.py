@@ -7,7 +7,7 @@ import gc
 import sys
 import threading
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -27,6 +27,7 @@ from nitinol.errors import (
 from nitinol.http import Http
 from nitinol.journal import MemoryJournal
 from nitinol.messages import Text
+from nitinol.provider import StreamPart
 from nitinol.retry import Retry
 from nitinol.testing import ScriptedProvider, call, fail, say
 
@@ -98,7 +99,7 @@ class Typist:
         """Nothing."""
         return ModelInfo()
 
-    async def stream(self, request: ModelRequest, http: Http) -> Any:
+    async def stream(self, request: ModelRequest, http: Http) -> AsyncIterator[StreamPart]:
         """One letter for each `press`."""
         for letter in self.letters:
             while not self.keys.acquire(blocking=False):
@@ -124,7 +125,9 @@ def test_live_order_is_journal_order(rt: Runtime) -> None:
         """Work."""
         return "done"
 
-    script = ScriptedProvider(lambda request: "end" if request.messages[-1].role == "tool" else [call("work"), call("work")])
+    script = ScriptedProvider(
+        lambda request: "end" if request.messages[-1].role == "tool" else [call("work"), call("work")]
+    )
     agent = Agent(name="a", model=script, tools=[work])
     with rt.subscribe(maxsize=100_000) as subscription:
         handles = [rt.start(agent).send("go") for _ in range(40)]
@@ -141,7 +144,12 @@ def test_live_order_is_journal_order(rt: Runtime) -> None:
 def test_an_attempts_deltas_lie_between_its_start_and_its_end(rt: Runtime) -> None:
     """Also where attempts fail and are made again. parity: E1"""
     script = ScriptedProvider(
-        [say("lost words", chunks=5, cut=True), fail(ConnectionFailed()), [say("kept", chunks=4), call("none")], say("end", chunks=3)]
+        [
+            say("lost words", chunks=5, cut=True),
+            fail(ConnectionFailed()),
+            [say("kept", chunks=4), call("none")],
+            say("end", chunks=3),
+        ]
     )
     agent = Agent(name="a", model=script, retry=Retry(base=0.0))
     with rt.subscribe("model.*", maxsize=10_000) as subscription:
@@ -433,7 +441,6 @@ def test_a_cursor_is_not_held_up_by_a_forgotten_tail() -> None:
         assert [event.type for event in drained(reader)] == ["custom"]
 
 
-@pytest.mark.xfail(reason="MemoryJournal.forget sweeps by key, and takes the next life of the key along")
 def test_a_key_that_was_forgotten_and_lives_again_is_in_the_stream() -> None:
     """Forgetting one life of a key takes nothing from the next."""
     desk = Desk()

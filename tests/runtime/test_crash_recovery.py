@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.logs_of import SOON, assert_valid, log_of, types_of, wait_for
 
-from nitinol import Agent, AgentRef, Approval, Hooks, Runtime, ToolContext, events, tool
+from nitinol import Agent, AgentRef, Approval, Hooks, RunHandle, Runtime, ToolContext, events, tool
 from nitinol.actors.agent_actor import Crash
 from nitinol.actors.bus import Subscription
-from nitinol.errors import AgentDown, AgentParked, ConnectionFailed
+from nitinol.errors import AgentDown, AgentParked, ConnectionFailed, NotFound
 from nitinol.hooks import HookContext
+from nitinol.http import Http
+from nitinol.messages import Message, Text
+from nitinol.provider import Delta, ModelRequest, ModelResponse, StreamPart
 from nitinol.retry import Retry
 from nitinol.testing import ScriptedProvider, call, crash, fail, gate, say
 
@@ -32,7 +35,12 @@ def rt(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Runtime]:
 
 def scout(model: ScriptedProvider, **options: Any) -> Agent[str]:
     """An agent that retries at once."""
-    return Agent(**{"name": "scout", "model": model, "retry": NO_WAIT, **options})
+    return Agent(name="scout", model=model, retry=NO_WAIT, **options)
+
+
+def script_of(answers: Iterator[Any]) -> ScriptedProvider:
+    """These answers, then `"answer"` for ever."""
+    return ScriptedProvider(lambda request: next(answers, "answer"))
 
 
 def crash_and_return(ref: AgentRef[Any], rt: Runtime, error: BaseException | None = None) -> None:
@@ -50,10 +58,9 @@ def outcomes(ref: AgentRef[Any]) -> list[tuple[str, str]]:
 
 def test_a_crash_before_the_model_answers(rt: Runtime) -> None:
     """The attempt is given up, billed and made again; the prompt is in the conversation once. parity: A5"""
-    lost, script = gate("never shown"), ScriptedProvider([])
+    lost = gate("never shown")
     answers = iter([lost, "answer"])
-    script = ScriptedProvider(lambda request: next(answers))
-    ref = rt.start(scout(script))
+    ref = rt.start(scout(script_of(answers)))
     handle = ref.send("hi")
     assert lost.reached()
     crash_and_return(ref, rt)
@@ -69,7 +76,7 @@ def test_a_crash_before_the_model_answers(rt: Runtime) -> None:
 def test_a_crash_in_mid_stream(rt: Runtime) -> None:
     """Readers are told to drop what they have; only the committed attempt enters the transcript."""
     slow = Slow()
-    ref = rt.start(scout(slow))  # type: ignore[arg-type] # pyright: ignore
+    ref = rt.start(scout(slow))
     with rt.subscribe("model.delta", key=ref.key) as deltas:
         handle = ref.send("hi")
         with ThreadPoolExecutor(1) as pool:
@@ -88,10 +95,7 @@ class Slow(ScriptedProvider):
     def __init__(self) -> None:
         super().__init__([])
 
-    async def stream(self, request: Any, http: Any) -> Any:
-        from nitinol import Delta, Message, ModelResponse
-        from nitinol.messages import Text
-
+    async def stream(self, request: ModelRequest, http: Http) -> AsyncIterator[StreamPart]:
         self.requests.append(request)
         if len(self.requests) == 1:
             yield Delta("text", "half")
@@ -284,8 +288,7 @@ def test_what_is_queued_survives(rt: Runtime) -> None:
     """Runs, a steer and a follow-up that were accepted are delivered, each once, in order. rule 2"""
     first = gate("first")
     answers = iter([first, "again"])
-    script = ScriptedProvider(lambda request: next(answers, f"{len(request.messages)}"))
-    ref = rt.start(scout(script))
+    ref = rt.start(scout(script_of(answers)))
     handles = [ref.send(f"{number}") for number in range(3)]
     assert first.reached()
     handles[0].steer("steer")
@@ -374,8 +377,7 @@ def test_a_crash_during_a_cancel_does_not_lose_the_cancel(rt: Runtime) -> None:
 def test_waiters_survive_across_incarnations(rt: Runtime) -> None:
     """`result()`, `await`, iteration and a subscription see one run, whole and in order."""
     lost = gate("never")
-    answers = iter([lost])
-    ref = rt.start(scout(ScriptedProvider(lambda request: next(answers, "answer"))))
+    ref = rt.start(scout(script_of(iter([lost]))))
     handle = ref.send("hi")
     with rt.subscribe(key=ref.key, after=0) as subscription, ThreadPoolExecutor(3) as pool:
         result = pool.submit(handle.result, SOON)
@@ -396,7 +398,7 @@ def test_siblings_do_not_notice(rt: Runtime) -> None:
     script = ScriptedProvider(lambda request: "ok")
     others = [rt.start(scout(script)) for _ in range(100)]
     victim = rt.start(scout(script), key="victim")
-    handles = []
+    handles: list[RunHandle[str]] = []
     for number in range(5):
         crash(victim)
         handles += [other.send(f"{number}") for other in others[number * 20 : number * 20 + 20]]
@@ -419,7 +421,7 @@ def test_six_crashes_park_an_agent(rt: Runtime) -> None:
     with rt.subscribe("run.paused", "agent.parked", key="k") as told, ThreadPoolExecutor(4) as pool:
         handle, queued = ref.send("go"), ref.send("then")
         wait_for(told, "run.paused")
-        waiters = [
+        waiters: list[Future[Any]] = [
             pool.submit(handle.result),
             pool.submit(queued.result),
             pool.submit(lambda: [event for event in handle]),
@@ -546,7 +548,12 @@ def test_messages_behind_a_crash_are_not_lost(rt: Runtime) -> None:
 
     core.call(hold)
     assert blocked.wait(SOON)
-    core.call(lambda: cell.actor is not None and cell.actor.post(Crash(RuntimeError("first"))))
+
+    def kill() -> None:
+        assert cell.actor is not None
+        cell.actor.post(Crash(RuntimeError("first")))
+
+    core.call(kill)
     with ThreadPoolExecutor(8) as pool:
         results = [pool.submit(ref.ask, f"{number}", timeout=SOON) for number in range(8)]
         go.set()
@@ -626,3 +633,35 @@ def test_the_log_of_a_crash_reads_well(rt: Runtime) -> None:
 
 def _take(subscription: Subscription, count: int) -> list[events.Event]:
     return [subscription.get(SOON) for _ in range(count)]
+
+
+def test_a_forgotten_key_starts_with_a_clean_record(rt: Runtime) -> None:
+    """Crashes of an agent that is gone do not count against the next one of its key."""
+    agent = scout(ScriptedProvider(lambda request: "ok"))
+    for _ in range(2):
+        ref = rt.start(agent, key="k")
+        for _ in range(5):
+            crash_and_return(ref, rt)
+        assert ref.ask("hi", timeout=SOON).text == "ok"
+        rt.forget("k")
+        with rt.subscribe("custom") as looked:  # forgetting is done on the core loop, soon
+            rt.publish("look")
+            looked.get(SOON)
+
+
+def test_an_agent_that_is_forgotten_while_it_works_does_not_come_back(rt: Runtime) -> None:
+    """Its run ends, its log is dropped, and nothing is written under its key any more."""
+    held = gate("never")
+    ref = rt.start(scout(ScriptedProvider(lambda request: held)), key="k")
+    handle = ref.send("hi")
+    assert held.reached()
+    system = rt._system  # pyright: ignore[reportPrivateUsage]
+    system.forget("k")
+    for _ in range(20):
+        with rt.subscribe("custom") as looked:
+            rt.publish("look")
+            looked.get(SOON)
+    assert not system.journal.read("k")
+    assert rt.agents() == []
+    with pytest.raises(NotFound):
+        handle.done()

@@ -144,8 +144,9 @@ def test_it_does_not_outlive_a_parent_that_is_killed() -> None:
 
 
 @needs_model
-def test_it_is_served_in_the_foreground_until_it_is_interrupted() -> None:
-    """`nitinol local serve` says where it answers, and ends with Ctrl-C."""
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_it_is_served_in_the_foreground_until_it_is_interrupted(number: signal.Signals, status: int) -> None:
+    """`nitinol local serve` says where it answers, and ends with Ctrl-C or SIGTERM."""
     command = [sys.executable, "-m", "nitinol.cli", "local", "serve", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
@@ -154,8 +155,8 @@ def test_it_is_served_in_the_foreground_until_it_is_interrupted() -> None:
         assert found
         answer = post(found[1], messages=[{"role": "user", "content": "Hello"}], max_tokens=4)
         assert answer["choices"][0]["message"]["content"]
-        server.send_signal(signal.SIGINT)
-        assert server.wait(10) == 130
+        server.send_signal(number)
+        assert server.wait(10) == status
         assert server.stderr.read() == ""
 
 

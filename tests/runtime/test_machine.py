@@ -76,7 +76,7 @@ def alone() -> str:
 
 
 @tool(approval=True)
-def ask() -> str:
+def ask(a: int = 0) -> str:
     """Waits for a person for ever."""
     return ""
 
@@ -1173,11 +1173,14 @@ def test_reset_and_set_model_need_an_idle_agent() -> None:
     """Reset empties the conversation and keeps the bill; set_model keeps both. parity: A1, A3"""
     bench = Bench()
     bench.send()
-    for input in (Reset(), Configure(changes={"model": "test:two"})):
+    agent = bench.state.definition
+    assert agent is not None
+    set_model = Configure(changes={"model": "test:two"}, definition=agent.replace(model="test:two"), idle=True)
+    for input in (Reset(), set_model):
         with pytest.raises(AgentBusy):
             bench.give(input)
     bench.says("done")
-    bench.give(Configure(changes={"model": "test:two"}))
+    bench.give(set_model)
     assert len(bench.state.transcript) == 2
     assert bench.give(Reset()) == ["conversation.reset"]
     assert len(bench.state.transcript) == 0

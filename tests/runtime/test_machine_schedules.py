@@ -108,19 +108,19 @@ def alone() -> str:
 
 
 @tool(serial=True, replay="safe", approval=Approval(timeout=5.0, default="approve"))
-def gated() -> str:
+def gated(a: int = 0, b: int = 0) -> str:
     """Alone, after a person or five seconds."""
     return ""
 
 
 @tool(approval=Approval(timeout=3.0))
-def risky() -> str:
+def risky(a: int = 0, b: int = 0) -> str:
     """Needs a person within three seconds."""
     return ""
 
 
 @tool(approval=True)
-def asked() -> str:
+def asked(a: int = 0, b: int = 0) -> str:
     """Needs a person, for ever."""
     return ""
 
@@ -968,7 +968,10 @@ class World:
         self.user(Reset())
 
     def configure(self) -> None:
-        self.user(Configure(changes={"model": self.rng.choice(("test:two", "test:three"))}))
+        model = self.rng.choice(("test:two", "test:three"))
+        agent = self.state.definition
+        assert agent is not None
+        self.user(Configure(changes={"model": model}, definition=agent, idle=self.rng.random() < 0.5))
 
     ACTIONS: ClassVar[dict[str, float]] = {
         "finish_something": 34,

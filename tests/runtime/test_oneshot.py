@@ -11,6 +11,7 @@ from typing import Any
 
 import pydantic
 import pytest
+from tests.logs_of import SOON
 
 from nitinol import Agent, RunHandle, RunResult, arun, run, stream, tool
 from nitinol.errors import AuthenticationFailed, ConfigurationError, ConnectionFailed, RunFailed
@@ -30,7 +31,6 @@ from nitinol.testing import (
     override_model,
     say,
 )
-from tests.logs_of import SOON
 
 NO_WAIT = Retry(base=0.0)
 
@@ -126,8 +126,9 @@ def test_unknown_options_are_type_errors() -> None:
     with pytest.raises(TypeError, match="max_turn"):
         stream("Hi", model=ScriptedProvider([]), **options)
     beside: Any = Agent(name="a", model=ScriptedProvider([]))
+    both: Any = {"max_turns": 3}
     with pytest.raises(TypeError, match="replace"):
-        run("Hi", beside, **{"max_turns": 3})
+        run("Hi", agent=beside, **both)
     missing: dict[str, Any] = {}
     with pytest.raises(TypeError, match="model="):
         run("Hi", **missing)
@@ -224,7 +225,7 @@ def test_a_raising_on_text_cancels_the_run() -> None:
     assert cancelled.wait(SOON)
 
 
-@pytest.mark.parametrize("on_text", [None, lambda piece: None])  # pyright: ignore[reportUnknownLambdaType]
+@pytest.mark.parametrize("on_text", [None, str.strip])
 def test_a_timeout_cancels_the_run(on_text: Any) -> None:
     """`TimeoutError`, with and without `on_text`, and the model's request is cut."""
     script = ScriptedProvider([gate("late")])
@@ -233,7 +234,7 @@ def test_a_timeout_cancels_the_run(on_text: Any) -> None:
     assert _forgotten(script.requests[0].key)
 
 
-@pytest.mark.parametrize("on_text", [None, lambda piece: None])  # pyright: ignore[reportUnknownLambdaType]
+@pytest.mark.parametrize("on_text", [None, str.strip])
 def test_a_timeout_cancels_an_awaited_run(on_text: Any) -> None:
     """As `run`, for coroutines."""
     script = ScriptedProvider([gate("late")])

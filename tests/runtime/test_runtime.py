@@ -8,7 +8,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -22,6 +22,7 @@ from nitinol.errors import (
     ConfigurationError,
     KeyTaken,
     NotFound,
+    RuntimeDown,
     RuntimeStopped,
     UnknownModel,
     WouldDeadlock,
@@ -40,7 +41,9 @@ def echo() -> ScriptedProvider:
 
 def scout(**options: Any) -> Agent[str]:
     """An agent that echoes."""
-    return Agent(**{"name": "scout", "model": echo(), **options})
+    made: Any = {"name": "scout", "model": echo(), **options}
+    agent: Agent[str] = Agent(**made)
+    return agent
 
 
 def held() -> tuple[Wait, ScriptedProvider]:
@@ -169,8 +172,8 @@ def test_one_run_id_sent_from_many_threads_is_one_run(rt: Runtime) -> None:
     script = echo()
     ref = rt.start(scout(model=script))
     with ThreadPoolExecutor(8) as pool:
-        results = list(pool.map(lambda _: ref.ask("hi", run_id="once", timeout=SOON).text, range(40)))
-    assert set(results) == {"1: hi"}
+        asks = [pool.submit(ref.ask, "hi", run_id="once", timeout=SOON) for _ in range(40)]
+        assert {ask.result().text for ask in asks} == {"1: hi"}
     assert len(script.requests) == 1
 
 
@@ -243,7 +246,10 @@ def test_reset_and_set_model_need_an_idle_agent(rt: Runtime) -> None:
 
 def test_set_model_takes_effect_before_anything_else_is_accepted(rt: Runtime) -> None:
     """A message that is sent at the same moment finds the old model or the new one, never a mixture."""
-    old, new = ScriptedProvider(lambda request: "old", model="old"), ScriptedProvider(lambda request: "new", model="new")
+    old, new = (
+        ScriptedProvider(lambda request: "old", model="old"),
+        ScriptedProvider(lambda request: "new", model="new"),
+    )
     for _ in range(20):
         ref = rt.start(scout(model=old))
         with ThreadPoolExecutor(2) as pool:
@@ -412,7 +418,7 @@ def test_a_cancelled_aask_cancels_its_run(rt: Runtime) -> None:
         assert (await run).status == "cancelled"
 
     asyncio.run(main())
-    second, script = held()
+    _, script = held()
     ref = rt.start(scout(model=script))
 
     async def late() -> None:
@@ -518,7 +524,8 @@ def test_a_waiting_call_on_our_own_loops_raises_at_once(rt: Runtime) -> None:
         ref = agents[whose]
         wrong: list[str] = []
         calls: list[Callable[[], object]] = [lambda: ref.ask("x"), lambda: ref.send("x"), ref.reset, ref.stop, rt.stop]
-        for function in [*calls, lambda: run("x", model=echo())]:
+        calls.append(lambda: run("x", model=echo()))
+        for function in calls:
             try:
                 function()
             except WouldDeadlock:
@@ -543,7 +550,9 @@ def test_an_async_tool_may_await_another_run(rt: Runtime) -> None:
         one = await helper.aask("one", timeout=SOON)
         return one.text + " " + (await arun("two", model=echo())).text
 
-    result = rt.start(scout(model=ScriptedProvider([call("delegate"), "done"]), tools=[delegate])).ask("go", timeout=SOON)
+    result = rt.start(scout(model=ScriptedProvider([call("delegate"), "done"]), tools=[delegate])).ask(
+        "go", timeout=SOON
+    )
     assert result.tool_calls[0].text == "1: one 1: two"
 
 
@@ -695,7 +704,7 @@ def test_waiters_of_a_stopping_runtime_are_told() -> None:
     handle = ref.send("one")
     subscription = rt.subscribe()
     with ThreadPoolExecutor(4) as pool:
-        waiters = [
+        waiters: list[Future[Any]] = [
             pool.submit(handle.result),
             pool.submit(lambda: [event.type for event in handle]),
             pool.submit(lambda: [event.type for event in subscription]),
@@ -941,3 +950,35 @@ def test_an_approval_pauses_a_run_until_a_person_decides(rt: Runtime) -> None:
     assert result.tool_calls[2].arguments == {"amount": 30}
     assert sorted(ran) == [1, 30]
     assert_valid(ref)
+
+
+def test_a_failed_supervisor_takes_down_the_runtime_and_not_the_process() -> None:
+    """Every call raises `RuntimeDown`, waiters too; what is known stays known, and it can still be stopped."""
+    first, script = held()
+    rt = Runtime(drain=0.0)
+    ref = rt.start(scout(model=script))
+    handle = ref.send("hi")
+    assert first.reached()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(handle.result)
+        rt._system.supervisor.post("nonsense")  # pyright: ignore[reportPrivateUsage] # kills it
+        with pytest.raises(RuntimeDown, match="supervisor"):
+            waiting.result(SOON)
+    for function in (lambda: ref.send("x"), lambda: rt.start(scout()), handle.cancel, rt.agents):
+        with pytest.raises(RuntimeDown, match="supervisor"):
+            function()
+    assert rt.tree().state == "down"
+    assert ref.history()[0].text == "hi"
+    rt.stop()
+    with Runtime(drain=0.0) as other:
+        assert other.start(scout()).ask("hi", timeout=SOON).text == "1: hi"
+
+
+def test_a_changed_definition_applies_from_the_next_run(rt: Runtime) -> None:
+    """`start` of a live key with the same name and other options: the open run keeps the old, the next has the new."""
+    script = ScriptedProvider(lambda request: str(request.instructions))
+    ref = rt.start(scout(model=script, instructions="old"), key="k")
+    assert ref.ask("hi", timeout=SOON).text == "old"
+    ref = rt.start(scout(model=script, instructions="new"), key="k")
+    assert ref.ask("hi", timeout=SOON).text == "new"
+    assert "agent.configured" in types_of(ref)

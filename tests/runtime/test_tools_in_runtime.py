@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.logs_of import SOON, assert_valid, log_of, types_of, wait_for
 
 from nitinol import Agent, Block, Halt, HookContext, Hooks, Runtime, Tool, ToolContext, ToolError, ToolResult, tool
 from nitinol.errors import AuthenticationFailed, ConnectionFailed
+from nitinol.events import Event
 from nitinol.messages import Message, Text, ToolCall
 from nitinol.provider import ModelRequest, ModelResponse
 from nitinol.result import RunResult, ToolCallRecord
 from nitinol.retry import Retry
 from nitinol.testing import Call, ScriptedProvider, call, fail, gate, say
-from tests.logs_of import SOON, assert_valid, log_of, types_of, wait_for
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def rt() -> Iterator[Runtime]:
 def agent(*tools: Tool, calls: list[Call] | None = None, **options: Any) -> Agent[str]:
     """An agent that calls each tool once, then ends."""
     script = ScriptedProvider(_once(calls if calls is not None else [call(tool.name) for tool in tools]))
-    return Agent(**{"name": "worker", "model": script, "tools": tools, **options})
+    return Agent(name="worker", model=script, tools=tools, **options)
 
 
 def _once(calls: list[Call]) -> Callable[[ModelRequest], Any]:
@@ -284,14 +285,14 @@ def test_a_hanging_tool_is_answered_at_its_timeout(rt: Runtime) -> None:
 def test_the_timeout_counts_from_the_slot() -> None:
     """A call that waited for a worker longer than its timeout still has all of it."""
 
-    @tool(timeout=0.2)
+    @tool(timeout=0.5)
     def slow() -> str:
         """Slow."""
         threading.Event().wait(0.1)
         return "done"
 
     with Runtime(workers=1, drain=0.0) as rt:
-        assert [record.outcome for record in records(rt, slow, calls=[call("slow")] * 4)] == ["ok"] * 4
+        assert [record.outcome for record in records(rt, slow, calls=[call("slow")] * 6)] == ["ok"] * 6
 
 
 def test_a_coroutine_that_refuses_to_die_is_given_up(rt: Runtime) -> None:
@@ -375,7 +376,12 @@ def test_calls_of_one_turn_run_at_the_same_time(rt: Runtime) -> None:
         rt,
         meets,
         meets_async,
-        calls=[call("meets", number=0), call("meets_async", number=1), call("meets", number=2), call("meets_async", number=3)],
+        calls=[
+            call("meets", number=0),
+            call("meets_async", number=1),
+            call("meets", number=2),
+            call("meets_async", number=3),
+        ],
     )
     assert [record.text for record in found] == ["0", "1", "2", "3"]
 
@@ -405,10 +411,13 @@ def test_a_serial_tool_runs_alone(rt: Runtime) -> None:
         """Alone."""
         return note(name)
 
-    calls = [call(kind, name=name) for kind, name in (("together", "a"), ("together", "b"), ("alone", "c"), ("together", "d"), ("alone", "e"))]
+    calls = [
+        call(kind, name=name)
+        for kind, name in (("together", "a"), ("together", "b"), ("alone", "c"), ("together", "d"), ("alone", "e"))
+    ]
     assert [record.text for record in records(rt, together, alone, calls=calls)] == ["a", "b", "c", "d", "e"]
     at = dict(seen)
-    assert (at["c"], at["e"]) == ({"c"}, {"e"})
+    assert [at["c"], at["e"]] == [frozenset("c"), frozenset("e")]
     assert [name for name, _ in seen][2:] == ["c", "d", "e"]
 
 
@@ -451,7 +460,9 @@ def test_a_tool_is_told_about_its_call(rt: Runtime, tmp_path: Path) -> None:
         seen.append(ctx)
 
     deps = object()
-    ref = rt.start(agent(look, deps=deps, working_directory=tmp_path, allowed_paths=["in", "/tmp"], deadline=20.0), key="k")
+    ref = rt.start(
+        agent(look, deps=deps, working_directory=tmp_path, allowed_paths=["in", "/tmp"], deadline=20.0), key="k"
+    )
     result = ref.ask("go", timeout=SOON)
     (ctx,), (record,) = seen, result.tool_calls
     assert (ctx.agent, ctx.key, ctx.run_id, ctx.turn, ctx.call_id) == ("worker", "k", result.run_id, 1, record.call_id)
@@ -463,7 +474,7 @@ def test_a_tool_is_told_about_its_call(rt: Runtime, tmp_path: Path) -> None:
     requested = next(event for event in log_of(ref) if event.type == "tool.requested")
     assert ctx.idempotency_key == requested.idempotency_key
     started = next(event for event in log_of(ref) if event.type == "run.started")
-    assert ctx.deadline == pytest.approx(started.ts / 1e9 + 20.0, abs=1e-3)
+    assert abs(ctx.deadline - (started.ts / 1e9 + 20.0)) < 1e-3
 
 
 def test_progress_is_an_event(rt: Runtime) -> None:
@@ -486,13 +497,12 @@ def test_progress_is_an_event(rt: Runtime) -> None:
 
     with rt.subscribe("tool.started", "tool.progress", "tool.finished") as seen:
         records(rt, counts, tells)
-        events = []
+        events: list[Event] = []
         while sum(event.type == "tool.finished" for event in events) < 2:
             events.append(seen.get(SOON))
-    by_call = {record: [event for event in events if event.call_id == record] for record in {event.call_id for event in events}}
-    for of_call in by_call.values():
-        assert [event.type for event in of_call][0] == "tool.started"
-        assert [event.type for event in of_call][-1] == "tool.finished"
+    for call_id in {event.call_id for event in events}:
+        of_call = [event.type for event in events if event.call_id == call_id]
+        assert (of_call[0], of_call[-1]) == ("tool.started", "tool.finished")
     data = [event.data for event in events if event.type == "tool.progress"]
     assert {"read": 2} in data
     assert "half" in data
@@ -691,7 +701,9 @@ def test_hooks_change_what_passes_through_them(rt: Runtime) -> None:
             return request.replace(instructions=(request.instructions or "") + self.mark)
 
         async def after_model(self, ctx: HookContext, response: ModelResponse) -> ModelResponse:
-            parts = tuple(Text(part.text + self.mark) if isinstance(part, Text) else part for part in response.message.parts)
+            parts = tuple(
+                Text(part.text + self.mark) if isinstance(part, Text) else part for part in response.message.parts
+            )
             return response.replace(message=Message(role="assistant", parts=parts))
 
         def before_tool(self, ctx: HookContext, call: ToolCall) -> ToolCall:
@@ -732,7 +744,9 @@ def hook_at(point: str, act: Callable[[], Any], *, slow: bool = False) -> Hooks:
     def hook(self: Hooks, *args: Any) -> Any:
         return act()
 
-    return type("At", (Hooks,), {point: hook, "timeout": 0.05 if slow else 30.0})()
+    made: Any = type("At", (Hooks,), {point: hook, "timeout": 0.05 if slow else 30.0})
+    hooks: Hooks = made()
+    return hooks
 
 
 def script_for(point: str) -> ScriptedProvider:
@@ -896,11 +910,15 @@ def test_instructions_may_be_a_function(rt: Runtime) -> None:
 
 
 def test_a_provider_that_breaks_the_rules_fails_its_run_alone(rt: Runtime) -> None:
-    """It raises what it must not, or yields no answer: the attempt fails as `MalformedResponse`, the gateway lives."""
-    script = ScriptedProvider(lambda request: 1 / 0)
+    """It raises what it must not, or yields no answer: the attempt fails, the gateway lives."""
+
+    def breaks(request: ModelRequest) -> str:
+        raise ZeroDivisionError
+
+    script = ScriptedProvider(breaks)
     ref = rt.start(Agent(name="a", model=script, retry=Retry(attempts=1)))
     result = ref.ask("go", timeout=SOON)
-    assert (result.status, result.error_type) == ("failed", "MalformedResponse")
+    assert (result.status, result.error_type) == ("failed", "ScriptFailed")
     broken = ScriptedProvider([fail(Unprintable()), fail(SystemExit()), "fine"])  # type: ignore[arg-type] # pyright: ignore
     ref = rt.start(Agent(name="a", model=broken, retry=Retry(base=0.0)))
     assert ref.ask("go", timeout=SOON).text == "fine"

@@ -41,6 +41,7 @@ from nitinol.logs import describe, get_logger
 from nitinol.machine import (
     CallModel,
     Cancel,
+    Configure,
     Crashed,
     Done,
     Effect,
@@ -114,14 +115,14 @@ class Cell:
     """The stable side of an agent."""
 
     __slots__ = (
-        "actor", "backlog", "committed", "deferred", "definition", "epoch", "failure", "key", "life", "reopening",
+        "actor", "backlog", "committed", "deferred", "definition", "epoch", "failure", "given", "key", "life", "reopening",
         "requests", "services", "writes",
     )  # fmt: skip
 
     def __init__(self, services: Services, key: str, definition: Agent[Any]) -> None:
         self.services = services
         self.key = key
-        self.definition = definition
+        self.definition = self.given = definition
         self.committed = AgentState(key=key, agent=definition.name, definition=definition)
         self.actor: AgentActor | None = None
         self.life: Life = "opening"
@@ -172,6 +173,16 @@ class Cell:
             future = Future()  # the call may be carried out after all
             future.set_exception(RuntimeStopped("the runtime was stopped"))
         return future
+
+    def redefine(self, definition: Agent[Any]) -> None:
+        """Live by another definition from the next run on. A model that `set_model` chose stays, unless this names another."""
+        changes = self.given.changes_to(definition)
+        self.given = definition
+        if not changes:
+            return
+        chosen = self.definition.model
+        self.definition = definition if "model" in changes else definition.replace(model=chosen)
+        self.submit(Configure(changes=changes, definition=self.definition))
 
     def restart(self, restarts: int, delay: float, by_hand: bool) -> None:
         """For the supervisor: start a new incarnation."""
@@ -294,7 +305,9 @@ class Cell:
                 return
             case "parked":
                 request.answer(
-                    AgentParked(f"agent {self.key!r} is parked after too many crashes; ref.resume() tries again")
+                    AgentParked(
+                        f"agent {self.key!r} is parked: {self.committed.parked_because}; ref.resume() tries again"
+                    )
                 )
                 return
             case "stopped":
@@ -579,15 +592,16 @@ class AgentActor(LoopActor):
         self._set_timer(until)
 
     def _start(self, effect: Effect, state: AgentState) -> Stopper:
-        services, cell, run = self.services, self.cell, state.run
+        services, cell, run, agent = self.services, self.cell, state.run, state.definition
         assert run is not None
+        assert agent is not None
         match effect:
             case CallModel():
-                return services.gateway.start(effect, cell, cell.definition, state)
+                return services.gateway.start(effect, cell, agent, state)
             case PrepareTool():
-                return services.tools.prepare(effect, cell, cell.definition, run.calls[effect.index])
+                return services.tools.prepare(effect, cell, agent, run.calls[effect.index])
             case RunTool():
-                return services.tools.start(effect, cell, cell.definition, run, run.calls[effect.index])
+                return services.tools.start(effect, cell, agent, run, run.calls[effect.index])
             case _:
                 return _nothing
 

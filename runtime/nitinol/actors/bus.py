@@ -28,6 +28,8 @@ PAGE = 500
 """Durable events read from the journal at a time."""
 MERGED = 65_536
 """Characters that coalesced deltas grow to."""
+KEYS = 10_000
+"""Keys of which a subscription remembers whether its pattern matches them."""
 
 
 class OpenAttempt:
@@ -255,6 +257,7 @@ class Subscription:
         self._failure: Exception | None = None
         self._waiters: deque[Callable[[], None]] = deque()
         self._keys: dict[str, bool] = {}
+        self._all = types is None and agent is None and key is None and run_id is None
         self._check = check
         bus.attach(self)
 
@@ -262,6 +265,8 @@ class Subscription:
 
     def matches(self, event: ev.Event) -> bool:
         """Whether the filter lets it through."""
+        if self._all:
+            return True
         if self.types is not None and event.type not in self.types:
             return False
         if self.run_id is not None and event.run_id != self.run_id:
@@ -272,6 +277,8 @@ class Subscription:
             return True
         found = self._keys.get(event.key)
         if found is None:
+            if len(self._keys) >= KEYS:
+                self._keys.clear()
             found = self._keys[event.key] = fnmatchcase(event.key, self.key)
         return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from decimal import Decimal
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from nitinol import events as ev
 from nitinol import provider as providers
@@ -14,11 +14,12 @@ from nitinol.actors.hook_runner import HookFailed, HookRunner, hook_context
 from nitinol.actors.port import Port, Stopper
 from nitinol.agent import Agent, model_name
 from nitinol.env import Env, Loop
-from nitinol.errors import ConfigurationError, MalformedResponse, ProviderError
+from nitinol.errors import ConfigurationError, ConnectionFailed, MalformedResponse, ProviderError
 from nitinol.hooks import Halt
 from nitinol.http import HttpPool
 from nitinol.logs import describe, get_logger
 from nitinol.machine import Answered, AttemptReady, CallModel, Cancel, Failed
+from nitinol.messages import Audio, Document, Image, Message, StopReason, Text, Thinking, ToolCall
 from nitinol.prices import PriceList
 from nitinol.provider import Delta, ModelInfo, ModelRequest, ModelResponse, Provider, UsageSoFar
 from nitinol.repair import view
@@ -33,8 +34,8 @@ class ModelGateway:
     def __init__(self, env: Env, core: Loop, bus: EventBus, hooks: HookRunner) -> None:
         self.env, self.core, self.bus, self.hooks = env, core, bus, hooks
         self.http = HttpPool()
-        self.known: set[type] = set()
-        """Classes of providers that have told what they know of a model."""
+        self.known: dict[type, asyncio.Future[None]] = {}
+        """Classes of providers that were asked what they know of a model; done once one has answered."""
         self.log = get_logger()
 
     def start(self, effect: CallModel, port: Port, agent: Agent[Any], state: AgentState) -> Stopper:
@@ -151,6 +152,9 @@ class _Attempt:
             turn=effect.turn,
             attempt=effect.attempt,
         )
+        limited = agent.budget is not None and agent.budget.usd is not None
+        if limited and self.prices is None and agent.on_unpriced == "warn":
+            self.gateway.log.warning("no price is known; the money budget does not hold", model=self.provider.model)
         if agent.has_hook("before_model"):
             answer = await self.gateway.hooks.run("before_model", agent, state, request)
             if isinstance(answer, Halt):
@@ -161,12 +165,18 @@ class _Attempt:
 
     async def _ask_info(self, provider: Provider) -> ModelInfo:
         # A provider's first answer may import a catalogue of prices, which takes longer than actors should wait.
-        known = self.gateway.known
-        if type(provider) in known:
-            return provider.info()
-        info: ModelInfo = await self.gateway.hooks.call(provider.info, timeout=30.0, group=self.port.key)
-        known.add(type(provider))
-        return info
+        # One asks on a worker's thread, and the others wait for it.
+        known, kind = self.gateway.known, type(provider)
+        asked = known.get(kind)
+        if asked is None:
+            asked = known[kind] = asyncio.get_running_loop().create_future()
+            try:
+                await self.gateway.hooks.call(provider.info, timeout=30.0, group=self.port.key)
+            finally:
+                asked.set_result(None)
+        elif not asked.done():
+            await asyncio.shield(asked)
+        return provider.info()
 
     async def _announce(self, request: ModelRequest) -> ev.ModelStarted | None:
         """Commit `model.started`; `None` if the run has moved on, or its budget says no."""
@@ -200,7 +210,9 @@ class _Attempt:
                 if isinstance(part, Delta):
                     if not self.characters:
                         seconds = gateway.env.monotonic() - started
-                        first = ev.ephemeral(ev.ModelFirstToken, began, gateway.env.now(), port.committed.seq, seconds=seconds)
+                        first = ev.ephemeral(
+                            ev.ModelFirstToken, began, gateway.env.now(), port.committed.seq, seconds=seconds
+                        )
                         bus.publish([first])
                     self.characters += len(part.text)
                     if part.kind == "text":
@@ -220,6 +232,7 @@ class _Attempt:
                 await close()
         if response is None:
             raise MalformedResponse(f"provider {provider.name!r} ended its stream without a ModelResponse")
+        _check(response, provider)
         return response
 
     async def _finish(self, response: ModelResponse, duration: float) -> None:
@@ -231,7 +244,7 @@ class _Attempt:
                 self.port.tell(Cancel(run_id=effect.run_id, by="hook", status="halted", reason=answer.reason))
             else:
                 response = cast("ModelResponse", answer)
-        usage = self.usage or self._estimate()
+        usage = self.usage or self._estimate(sum(len(getattr(part, "text", "")) for part in response.message.parts))
         self.port.tell(
             Answered(
                 run_id=effect.run_id,
@@ -253,8 +266,9 @@ class _Attempt:
         known = error if isinstance(error, ProviderError) else ProviderError(describe(error))
         usage: Usage | None = None
         if self.sent:
-            # An HTTP error before the first byte is billed by nobody; anything later is owed, at least the input.
-            refused = not self.characters and self.usage is None and (known.status_code or 0) >= 400
+            # Who got no connection, or an HTTP error, owes nothing; anything later is owed, at least the input.
+            unheard = isinstance(error, ConnectionFailed) and known.status_code is None
+            refused = not self.characters and self.usage is None and (unheard or (known.status_code or 0) >= 400)
             usage = NO_USAGE if refused else self.usage or self._estimate()
         elif self._is_open():
             usage = NO_USAGE
@@ -292,13 +306,32 @@ class _Attempt:
         if isinstance(answer, Halt):
             self.port.tell(Cancel(run_id=effect.run_id, by="hook", status="halted", reason=answer.reason))
 
-    def _estimate(self) -> Usage:
+    def _estimate(self, answer: int = 0) -> Usage:
+        """From characters: of the request, and of what was shown or answered."""
+        self.characters = max(self.characters, answer)
         return Usage(input_tokens=self.input_tokens, output_tokens=(self.characters + 3) // 4)
 
     def _cost(self, usage: Usage) -> Decimal | None:
         if usage.reported_cost is not None:
             return usage.reported_cost
         return self.prices.cost(usage) if self.prices is not None else None
+
+
+def _check(response: ModelResponse, provider: Provider) -> None:
+    """A third party's provider may answer anything; what enters the log must be sound."""
+    message = response.message
+    sound = (
+        isinstance(message, Message)  # pyright: ignore[reportUnnecessaryIsInstance]
+        and message.role == "assistant"
+        and all(isinstance(part, (Text, Thinking, Image, Audio, Document, ToolCall)) for part in message.parts)
+        and response.stop_reason in get_args(StopReason)
+        and (response.usage is None or isinstance(response.usage, Usage))  # pyright: ignore[reportUnnecessaryIsInstance]
+    )
+    if not sound:
+        raise MalformedResponse(
+            f"provider {provider.name!r} gave a response that is none: an assistant's Message of parts, a known"
+            f" stop_reason (not {response.stop_reason!r}), and Usage or None"
+        )
 
 
 def _cancel(task: asyncio.Task[Any]) -> None:

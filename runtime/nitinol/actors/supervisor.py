@@ -53,6 +53,13 @@ class Wake:
     by_hand: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """A child will not come back; the next one of this key starts with a clean record."""
+
+    key: str
+
+
 @dataclass(slots=True)
 class _Record:
     crashes: deque[float] = field(default_factory=deque[float])
@@ -78,6 +85,10 @@ class AgentSupervisor(LoopActor):
                 self._child_down(message.child, message.reason)
             case Wake():
                 self._wake(message.child, message.by_hand)
+            case Gone():
+                record = self._records.pop(message.key, None)
+                if record is not None and record.timer is not None:
+                    record.timer.cancel()
             case _:
                 raise TypeError(f"the supervisor does not know {message!r}")
 

@@ -12,15 +12,18 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
+
+import pykka
 
 from nitinol import events as ev
 from nitinol.actors.agent_actor import Cell, Services
 from nitinol.actors.bus import EventBus
 from nitinol.actors.gateway import ModelGateway
 from nitinol.actors.hook_runner import HookRunner
-from nitinol.actors.supervisor import AgentSupervisor
+from nitinol.actors.supervisor import AgentSupervisor, Gone
 from nitinol.actors.tool_runner import ToolRunner
 from nitinol.actors.worker_pool import WorkerPool
 from nitinol.agent import Agent
@@ -94,9 +97,11 @@ class System:
                     f"key {key!r} lives as an agent {cell.definition.name!r}; it cannot be a {agent.name!r} too"
                 )
             elif cell.life == "stopped":
-                cell.definition = agent
+                cell.definition = cell.given = agent
                 cell.life = "opening"
                 self.core.call(cell.open)
+            elif cell.given is not agent:
+                cell.redefine(agent)
             return cell
 
     def check(self) -> None:
@@ -155,8 +160,24 @@ class System:
     # -- on the core loop
 
     async def _stop(self, drain: float, deadline: float) -> None:
-        until = self.env.monotonic() + deadline
-        await self._until_idle(min(drain, deadline))
+        if self.bus.stopped is None:  # else it is down: nobody takes a word any more, and nothing is waited for
+            await self._wind_down(drain, self.env.monotonic() + deadline)
+        self.pool.stop()
+        self.hook_pool.stop()
+        failure = self.failure or RuntimeStopped("the runtime was stopped")
+        try:
+            await self.gateway.close()
+        finally:
+            with suppress(pykka.ActorDeadError):
+                self.supervisor.stop()
+            for cell in self.cells.values():
+                cell.refuse(failure)  # whoever still waits for one is told
+                cell.stopped()
+            self.bus.stop(failure)
+
+    async def _wind_down(self, drain: float, until: float) -> None:
+        """Let runs end, or end them; then stop the agents in good order."""
+        await self._until_idle(min(drain, until - self.env.monotonic()))
         if not self.journal.durable:
             for cell in self.cells.values():
                 state = cell.committed
@@ -167,18 +188,7 @@ class System:
         if stops:
             done, _ = await asyncio.wait(stops, timeout=max(until - self.env.monotonic(), 0.5))
             for stop in done:
-                stop.exception()  # seen: an agent that could not be stopped in good order is stopped below
-        self.pool.stop()
-        self.hook_pool.stop()
-        failure = self.failure or RuntimeStopped("the runtime was stopped")
-        try:
-            await self.gateway.close()
-        finally:
-            self.supervisor.stop()
-            for cell in self.cells.values():
-                cell.refuse(failure)  # whoever still waits for one is told
-                cell.stopped()
-            self.bus.stop(failure)
+                stop.exception()  # seen: an agent that could not be stopped in good order is stopped all the same
 
     async def _until_idle(self, timeout: float) -> None:
         """Wait until no run is open, at most `timeout` seconds."""
@@ -211,6 +221,7 @@ class System:
         cell = self.cells.pop(key, None)
         if cell is not None:
             cell.stopped()
+            self.supervisor.post(Gone(key))
         self.journal.forget(key, partial(_resolve, forgotten))
 
     def _saturated(self, queued: int, workers: int) -> None:

@@ -18,7 +18,7 @@ from nitinol.agent import Agent
 from nitinol.env import Env, Loop
 from nitinol.errors import ToolError
 from nitinol.hooks import Block, Halt
-from nitinol.logs import describe
+from nitinol.logs import describe, get_logger
 from nitinol.machine import Cancel, Done, Granted, Prepared, PrepareTool, RunTool
 from nitinol.messages import Outcome
 from nitinol.state import CallState, RunState
@@ -149,6 +149,13 @@ class _Execution:
             case "raised" if isinstance(value, ToolError):
                 answer = _answer(effect, self.number, "error", describe(value), duration=duration)
             case "raised":
+                where = {
+                    "agent": self.agent.name,
+                    "key": self.port.key,
+                    "run_id": effect.run_id,
+                    "call_id": effect.call_id,
+                }
+                get_logger().warning("a tool raised", tool=tool.name, **where, exc_info=value)
                 text = f"{type(value).__name__}: {describe(value)}"
                 answer = _answer(effect, self.number, "error", text, duration=duration)
             case "timeout":

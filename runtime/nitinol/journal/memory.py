@@ -19,7 +19,8 @@ class MemoryJournal:
         self._epochs: dict[str, int] = {}
         self._runs: dict[str, tuple[str, int]] = {}
         self._log: list[EventBase] = []
-        self._forgotten: set[str] = set()
+        self._forgotten: dict[str, int] = {}
+        """Keys to the position up to which their events are dead; a key may live again."""
         self._dead = 0
         self._position = 0
 
@@ -74,11 +75,11 @@ class MemoryJournal:
         for event in stream:
             if event.type == "run.queued" and event.run_id is not None:
                 self._runs.pop(event.run_id, None)
-        self._forgotten.add(key)
+        self._forgotten[key] = self._position
         self._dead += len(stream)
         if self._dead * 2 > len(self._log):  # so that forgetting costs, in sum, one copy of what was forgotten
-            self._log = [event for event in self._log if event.key not in self._forgotten]
-            self._forgotten, self._dead = set(), 0
+            self._log = [event for event in self._log if event.position > self._forgotten.get(event.key, 0)]
+            self._forgotten, self._dead = {}, 0
         forgotten(None)
 
     def close(self) -> None:
