@@ -101,7 +101,7 @@ class Agent(Generic[OutT]):
             ("context_window", 1),
         ):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < least):
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
                 raise ConfigurationError(f"{name}={value!r} must be a whole number, {least} or more")
         if self.instructions is not None and not isinstance(self.instructions, str) and not callable(self.instructions):  # pyright: ignore[reportUnnecessaryComparison]
             raise ConfigurationError(f"instructions={self.instructions!r} must be a str, or a function of HookContext")
@@ -110,8 +110,8 @@ class Agent(Generic[OutT]):
         if self.prices is not None and not callable(getattr(self.prices, "at_most", None)):
             raise ConfigurationError(f"prices={self.prices!r} must be Prices(…), or have cost and at_most")
         _check_output(self.output)
-        if self.deadline is not None and not self.deadline > 0:
-            raise ConfigurationError(f"deadline={self.deadline!r} must be more than 0 seconds")
+        if self.deadline is not None and not 0 < self.deadline <= YEAR:
+            raise ConfigurationError(f"deadline={self.deadline!r} must be more than 0 seconds, and at most a year")
         for name, allowed in (("busy", ("queue", "reject")), ("on_unpriced", ("block", "warn"))):
             if getattr(self, name) not in allowed:
                 raise ConfigurationError(f"{name}={getattr(self, name)!r} must be one of {allowed}")
@@ -197,6 +197,7 @@ class AgentOptions(TypedDict, total=False):
     prices: PriceList | None
 
 
+YEAR = 366 * 86_400.0
 _NONE = type(None)
 _KINDS: Sequence[tuple[str, tuple[type[Any], ...], str]] = (
     ("budget", (Budget, _NONE), "a Budget(…)"),

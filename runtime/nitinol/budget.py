@@ -27,8 +27,8 @@ class Budget:
             raise ValueError("Budget takes usd= or cents=, not both")
         if usd is None and cents is None and tokens is None:
             raise ValueError("Budget() limits nothing; give usd=, cents= or tokens=")
-        if tokens is not None and tokens < 0:
-            raise ValueError(f"Budget(tokens={tokens!r}) must be zero or more")
+        if tokens is not None and (not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 0):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(f"Budget(tokens={tokens!r}) must be a whole number, zero or more")
         money = to_money(usd, "usd") if usd is not None else None
         if cents is not None:
             money = to_money(cents, "cents") / 100

@@ -136,7 +136,7 @@ class RunHandle(Generic[OutT]):
             self._check_alive()
 
     def __iter__(self) -> Iterator[ev.Event]:
-        with self.events() as subscription:
+        with Waiting(self._system, "iteration", "async for"), self.events() as subscription:
             for event in subscription:
                 yield event
                 if event.type == "run.finished":
@@ -160,7 +160,7 @@ class RunHandle(Generic[OutT]):
         monotonic = self._system.env.monotonic
         until = None if timeout is None else monotonic() + timeout
         words = _Words()
-        with self.events() as subscription:
+        with Waiting(self._system, "text", "handle.atext()"), self.events() as subscription:
             while True:
                 left = None if until is None else until - monotonic()
                 if left is not None and left <= 0:

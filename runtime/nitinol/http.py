@@ -155,18 +155,18 @@ class Http:
             sent = headers if body is None else {"content-type": "application/json", **headers}
             response = await client.send(client.build_request(method, url, headers=sent, content=body), stream=True)
             if not response.is_success:
-                body = await _read(response, _ERROR_BYTES)
+                body = await _read(response, _ERROR_BYTES, watch)
                 raise status_error(response.status_code, response.headers, body, classify)
             kind = response.headers.get("content-type", "").lower()
             if "json" in kind:
-                whole = await _read(response, MAX_BYTES + 1)
+                whole = await _read(response, MAX_BYTES + 1, watch)
                 watch.pause()
                 if len(whole) > MAX_BYTES:
                     raise MalformedResponse(f"the answer is longer than {MAX_BYTES} bytes")
                 yield whole
                 return
             if "html" in kind:
-                text = error_message(await _read(response, _ERROR_BYTES))
+                text = error_message(await _read(response, _ERROR_BYTES, watch))
                 raise MalformedResponse(f"{method} {_shown(url)} answered with a page, not a stream: {text}")
             parser = SseParser()
             chunks = _chunks(response)
@@ -289,9 +289,10 @@ def _told(response: httpx.Response | None) -> tuple[int | None, Mapping[str, str
     return (None, {}) if response is None else (response.status_code, response.headers)
 
 
-async def _read(response: httpx.Response, limit: int) -> bytes:
+async def _read(response: httpx.Response, limit: int, watch: _Watch) -> bytes:
     body = b""
     async for chunk in _chunks(response):
+        watch.resume()
         body += chunk
         if len(body) >= limit:
             break

@@ -81,7 +81,8 @@ def complete(
     """The same error without the keys that were sent, and with what the answer's headers tell of it."""
     error.args = (redact(str(error), sent),)
     error.status_code = error.status_code or status
-    error.request_id = error.request_id or next((headers[name] for name in _REQUEST_IDS if headers.get(name)), None)
+    told = error.request_id or next((headers[name] for name in _REQUEST_IDS if headers.get(name)), None)
+    error.request_id = None if told is None else redact(told, sent)
     return error
 
 

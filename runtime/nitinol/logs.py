@@ -26,7 +26,7 @@ def describe(error: BaseException) -> str:
     """An exception's text, fit for the journal. Never raises, whatever its `__str__` does."""
     try:
         text = str(error)
-    except Exception as second:
+    except BaseException as second:  # an exception is a user's class, and may raise anything
         text = f"(its text raised {type(second).__name__})"
     return text.encode("utf-8", "replace").decode()
 

@@ -26,6 +26,8 @@ from nitinol.usage import NO_USAGE, Usage
 
 GRACE = 2.0
 """Seconds that calls in flight have to end after a cancel; then they are `uncertain`."""
+MAX_CALLS = 128
+"""Calls of one answer that run. A model decides how many it asks for; a turn of thousands would keep others waiting."""
 MAX_RECOVERIES = 2
 """A run that was open at work in more deaths than this is sealed."""
 
@@ -756,6 +758,8 @@ def _resolve(d: _Decision, input: Resolve) -> None:
     call = d.run.call(input.call_id)
     if call is None or call.stage != "approval":
         raise AlreadyResolved(f"call {input.call_id!r} of run {input.run_id!r} waits for no approval")
+    if input.arguments is not None and not isinstance(input.arguments, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigurationError(f"arguments={input.arguments!r} must be a dict; the call still waits for approval")
     arguments = None if input.arguments is None else dict(input.arguments)
     tool = d.agent.tool(call.call.name)
     if arguments is not None and tool is not None and (wrong := tool.misfit(arguments)) is not None:
@@ -894,10 +898,13 @@ def _begin_calls(d: _Decision) -> None:
     if agent.max_tool_calls is not None and run.tool_calls > agent.max_tool_calls:
         reason = f"the run asked for {run.tool_calls} tool calls; max_tool_calls={agent.max_tool_calls}"
         return d.end("limit", "max_tool_calls", reason)
+    for call in run.calls[MAX_CALLS:]:
+        d.answer(call, "error", f"Not run: one answer may ask for {MAX_CALLS} calls. Ask again, for fewer.")
     if agent.has_hook("before_tool"):
         return
     for call in run.calls:
-        d.request(call)
+        if call.stage == "proposed":
+            d.request(call)
     d.after_answer()
 
 

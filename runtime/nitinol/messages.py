@@ -7,7 +7,7 @@ import mimetypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from pydantic import BeforeValidator, Discriminator, PlainSerializer, Tag
 
@@ -181,6 +181,48 @@ class Message:
         return tuple(part for part in self.parts if isinstance(part, ToolCall))
 
 
+def fault(message: object, role: Role | None = None) -> str | None:
+    """What is wrong with a message that somebody outside made; `None` where it is sound.
+
+    Types are promises that Python does not keep: what enters a log must be what it says, or every fold of it fails.
+    """
+    if not isinstance(message, Message):
+        return f"{message!r} is no Message"
+    if message.role not in get_args(Role) or (role is not None and message.role != role):
+        return f"its role is {message.role!r}" + (f", not {role!r}" if role else "")
+    if not isinstance(message.parts, tuple):  # pyright: ignore[reportUnnecessaryIsInstance]
+        return f"its parts are a {type(message.parts).__name__}, not a tuple"
+    if not all(value is None or isinstance(value, str) for value in (message.provider, message.model)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        return "its provider or model is no str"
+    return next((wrong for part in message.parts if (wrong := _part_fault(part)) is not None), None)
+
+
+def _part_fault(part: object) -> str | None:
+    texts: tuple[object, ...] = ()
+    options: tuple[object, ...] = ()
+    match part:
+        case Text():
+            texts = (part.text,)
+        case Thinking():
+            texts, options = (part.text,), (part.signature,)
+        case ToolCall():
+            texts, options = (part.call_id, part.name), (part.malformed, part.signature)
+            if not isinstance(part.arguments, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+                return f"the arguments of call {part.name!r} are {part.arguments!r}, not a dict"
+        case ToolAnswer():
+            texts = (part.call_id, part.name, part.text)
+        case Image() | Audio() | Document():
+            options = (part.url, part.name)
+            if not isinstance(part.data, (bytes, type(None))):  # pyright: ignore[reportUnnecessaryIsInstance]
+                return f"the data of its {part.type} is no bytes"
+        case _:
+            return f"{part!r} is no part of a message"
+    given = [*texts, *(option for option in options if option is not None)]
+    if not all(isinstance(text, str) for text in given):  # pyright: ignore[reportUnnecessaryIsInstance]
+        return f"a field of {part!r} is no str"
+    return None
+
+
 Prompt: TypeAlias = str | Content | Sequence[str | Content] | Message
 """What a user says: words, media, or a list of both."""
 
@@ -197,6 +239,8 @@ def to_message(prompt: Prompt) -> Message:
             raise ValueError(
                 f"a prompt is a user's message; this one's role is {prompt.role!r}; give history as messages="
             )
+        if wrong := fault(prompt):
+            raise TypeError(f"the prompt is not sound: {wrong}")
         return prompt
     given = [prompt] if isinstance(prompt, (str, Text, Image, Audio, Document)) else prompt
     items: list[object] = list(given)  # users pass what they like

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+PATIENCE = 3600.0
+"""Seconds of a `Retry-After` that are obeyed; a server that asks for more is asked again after these."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,11 +27,12 @@ class Retry:
     """Seconds without a byte after which an attempt has failed."""
 
     def __post_init__(self) -> None:
-        if self.attempts < 1:
+        if not isinstance(self.attempts, int) or self.attempts < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(f"Retry(attempts={self.attempts!r}) must be 1 or more; 1 means no retry")
         for name in ("base", "cap", "stall"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"Retry({name}={getattr(self, name)!r}) must not be negative")
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+                raise ValueError(f"Retry({name}={value!r}) must be seconds, zero or more")
 
     def delay(self, failures: int, retry_after: float | None, jitter: float) -> float:
         """Seconds to wait after the `failures`-th failure in a row.
@@ -38,4 +43,5 @@ class Retry:
             jitter: A number in [0, 1).
         """
         ceiling = min(self.cap, self.base * 2.0 ** min(failures - 1, 60))
-        return max(ceiling * jitter, retry_after or 0.0)
+        asked = retry_after if retry_after is not None and retry_after > 0 else 0.0
+        return max(ceiling * jitter, min(asked, PATIENCE))

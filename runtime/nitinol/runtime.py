@@ -32,7 +32,7 @@ from nitinol.errors import (
 from nitinol.handle import RunHandle, Waiting, result_of, wait
 from nitinol.journal import open_journal
 from nitinol.machine import GRACE, Cancel, Configure, Input, Look, Reset, Send, Stop
-from nitinol.messages import Message, Prompt, ToolCall, to_message
+from nitinol.messages import Message, Prompt, ToolCall, fault, to_message
 from nitinol.provider import Provider
 from nitinol.repair import view
 from nitinol.result import OutT, RunResult
@@ -348,6 +348,9 @@ class AgentRef(Generic[OutT]):
         self._system.check()
         if prompt is None and not messages:
             raise ValueError("there is nothing to send: give a prompt, or messages=")
+        for given in messages:
+            if wrong := fault(given):
+                raise TypeError(f"messages= is not sound: {wrong}")
         message = None if prompt is None else to_message(prompt)
         new_id = run_id if run_id is not None else self._system.env.new_id()
         if run_id is not None:
@@ -424,8 +427,11 @@ class Runtime:
         shutdown: float = 30.0,
         env: Env | None = None,
     ) -> None:
-        if workers < 1:
-            raise ConfigurationError(f"workers={workers!r} must be 1 or more")
+        if not isinstance(workers, int) or workers < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigurationError(f"workers={workers!r} must be a whole number, 1 or more")
+        for name, value in (("drain", drain), ("shutdown", shutdown)):
+            if not isinstance(value, (int, float)) or not value >= 0:  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise ConfigurationError(f"{name}={value!r} must be seconds, zero or more")
         self._drain, self._shutdown = drain, shutdown
         self._definitions: dict[str, Agent[Any]] = {}
         for agent in agents:
@@ -658,6 +664,8 @@ class Runtime:
 
     def _definition(self, agent: Agent[OutT] | str) -> Agent[OutT]:
         if not isinstance(agent, str):
+            if not isinstance(agent, Agent):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise ConfigurationError(f"{agent!r} is neither an Agent nor the name of one")
             return agent
         known = self._definitions.get(agent)
         if known is None:

@@ -283,7 +283,12 @@ def _running(state: AgentState, event: ev.EventBase) -> RunState:
 
 
 def _set_call(run: RunState, call_id: str | None, **changes: Any) -> None:
-    run.calls = tuple(replace(call, **changes) if call.call.call_id == call_id else call for call in run.calls)
+    calls = list(run.calls)
+    for index, call in enumerate(calls):
+        if call.call.call_id == call_id:
+            calls[index] = replace(call, **changes)
+            break
+    run.calls = tuple(calls)
 
 
 _CHANGES: dict[str, Callable[[AgentState, Any], None]] = {}

@@ -12,6 +12,7 @@ from nitinol.usage import Usage
 
 _UNPRINTABLE: dict[int, str | None] = {
     **{code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160))},
+    **dict.fromkeys((*range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2070), 0xFEFF), None),
     **{ord("\t"): "\t", ord("\n"): "\n", ord("\r"): None},
 }
 
@@ -35,17 +36,17 @@ def describe(event: Event) -> tuple[str, str] | None:
         case "tool.finished":
             why = f": {in_line(event.error)}" if event.error else ""
             return (
-                f"← {event.name} {event.outcome}, {event.duration:.2f} s{why}",
+                f"← {in_line(event.name)} {event.outcome}, {event.duration:.2f} s{why}",
                 "cyan" if event.outcome == "ok" else "red",
             )
         case "model.failed" if event.error_type != "Cancelled":
-            return f"({event.error_type}: {in_line(event.error)})", "yellow"
+            return f"({in_line(event.error_type)}: {in_line(event.error)})", "yellow"
         case "model.discarded" if event.characters:
             return "(the answer broke off; what there is of it does not count)", "yellow"
         case "model.retrying":
             return f"(trying again in {event.delay:.1f} s)", "yellow"
         case "model.fallback":
-            return f"(going on with {event.to_model})", "yellow"
+            return f"(going on with {in_line(event.to_model)})", "yellow"
         case "agent.crashed":
             return f"✗ crashed: {event.error_type}: {in_line(event.error)}", "bold red"
         case "agent.restarted":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from decimal import Decimal
 
 
@@ -34,6 +34,17 @@ class Usage:
     def total_tokens(self) -> int:
         """Input and output."""
         return self.input_tokens + self.output_tokens
+
+    def fault(self) -> str | None:
+        """What is wrong with a usage that somebody outside made; `None` where it is sound."""
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name != "reported_cost":
+                if not isinstance(value, int) or value < 0:
+                    return f"{item.name} is {value!r}"
+            elif value is not None and (not isinstance(value, Decimal) or not value.is_finite() or value < 0):
+                return f"reported_cost is {value!r}"
+        return None
 
     def __add__(self, other: Usage) -> Usage:
         costs = [cost for cost in (self.reported_cost, other.reported_cost) if cost is not None]

@@ -30,6 +30,7 @@ from nitinol.errors import (
     AgentParked,
     AgentStopped,
     AlreadyResolved,
+    ConfigurationError,
     KeyTaken,
     NitinolError,
     RuntimeStopped,
@@ -258,7 +259,9 @@ class Cell:
             raise opening
         if opening.events and opening.events[-1].agent != self.definition.name:
             name = opening.events[-1].agent
-            raise KeyTaken(f"key {self.key!r} is an agent {name!r} in the store; it cannot be a {self.definition.name!r} too")
+            raise KeyTaken(
+                f"key {self.key!r} is an agent {name!r} in the store; it cannot be a {self.definition.name!r} too"
+            )
         self.committed = self._fold(opening)
         self.epoch, self.failure = opening.epoch, None
 
@@ -494,11 +497,11 @@ class AgentActor(LoopActor):
             message.answer(())
 
     def _request(self, request: Request) -> None:
-        if isinstance(request.input, Send) and self._known(request.input.run_id):
-            self.cell.settled(request, ())
-            return
         request.tries += 1
         try:
+            if isinstance(request.input, Send) and self._known(request.input.run_id):
+                self.cell.settled(request, ())
+                return
             decided = self._decide(request.input, request)
         except NitinolError as refusal:
             self.cell.settled(request, refusal)
@@ -509,7 +512,17 @@ class AgentActor(LoopActor):
             self.post(Cancel(run_id=request.input.run_id, by="agent_start", status="halted", reason=self.refusal))
 
     def _known(self, run_id: str) -> bool:
-        return self.services.journal.find_run(run_id) is not None
+        """Whether this run was accepted before.
+
+        Raises:
+            ConfigurationError: It is another agent's.
+        """
+        found = self.services.journal.find_run(run_id)
+        if found is not None and found[0] != self.cell.key:
+            raise ConfigurationError(
+                f"run_id={run_id!r} is a run of {found[0]!r} already; it cannot be one of {self.cell.key!r} too"
+            )
+        return found is not None
 
     def _decide(self, input: Input, request: Request | None = None) -> bool:
         events, state = step(self.working, input, self.services.env.now())

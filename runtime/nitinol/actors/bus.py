@@ -17,8 +17,8 @@ from functools import partial
 from typing import Literal, Self, cast
 
 from nitinol import events as ev
-from nitinol.env import Env
-from nitinol.errors import RuntimeStopped, SubscriptionClosed, SubscriptionOverflow
+from nitinol.env import Env, on_a_loop
+from nitinol.errors import RuntimeStopped, SubscriptionClosed, SubscriptionOverflow, WouldDeadlock
 from nitinol.journal.base import Journal
 from nitinol.messages import DeltaKind
 
@@ -63,11 +63,14 @@ class EventBus:
         self._by_key: dict[str, list[Subscription]] = defaultdict(list)
         self._finished: dict[str, list[Callable[[], object]]] = {}
         self._attempts: dict[str, OpenAttempt] = {}
+        self._leaving: deque[Callable[[], None]] = deque()
+        """What to take back once the lock is free: see `_leave`."""
 
     def publish(self, events: Sequence[ev.Event]) -> None:
         """Hand events to the subscribers they concern. Durable ones are committed, and come in journal order."""
         finished: list[str] = []
         with self._lock:
+            self._let_go()
             for event in events:
                 if event.durable:
                     self.position = event.position
@@ -95,6 +98,8 @@ class EventBus:
         """Publish a piece of an answer. The hot path: nothing is made where nobody listens."""
         now = self.env.now()
         with self._lock:
+            if self._leaving:
+                self._let_go()
             if kind == "text":
                 attempt.pieces.append(text)
                 attempt.last = (now, seq, self.position)
@@ -115,14 +120,13 @@ class EventBus:
                 self._finished.setdefault(run_id, []).append(done)
 
                 def forget() -> None:
-                    with self._lock:
-                        waiters = self._finished.get(run_id, [])
-                        if done in waiters:
-                            waiters.remove(done)
-                        if not waiters:
-                            self._finished.pop(run_id, None)
+                    waiters = self._finished.get(run_id, [])
+                    if done in waiters:
+                        waiters.remove(done)
+                    if not waiters:
+                        self._finished.pop(run_id, None)
 
-                return forget
+                return partial(self._leave, forget)
         done()
         return lambda: None
 
@@ -195,17 +199,36 @@ class EventBus:
                     subscription.queue.append(shown)
 
     def detach(self, subscription: Subscription) -> None:
-        """Offer it nothing more."""
-        with self._lock:
-            group = self._group(subscription)
-            if subscription in group:
-                group.remove(subscription)
-            if group:
-                return
-            if group is self._by_run.get(subscription.run_id or ""):
-                del self._by_run[subscription.run_id or ""]
-            elif group is self._by_key.get(subscription.key or ""):
-                del self._by_key[subscription.key or ""]
+        """Offer it nothing more. Also from a finalizer."""
+        self._leave(partial(self._detach, subscription))
+
+    def _detach(self, subscription: Subscription) -> None:
+        group = self._group(subscription)
+        if subscription in group:
+            group.remove(subscription)
+        if group:
+            return
+        if group is self._by_run.get(subscription.run_id or ""):
+            del self._by_run[subscription.run_id or ""]
+        elif group is self._by_key.get(subscription.key or ""):
+            del self._by_key[subscription.key or ""]
+
+    def _leave(self, action: Callable[[], None]) -> None:
+        """Carry out an action under the lock, now or by whoever takes the lock next.
+
+        The garbage collector may end an abandoned iteration anywhere, also in a thread that holds the lock: to wait for
+        the lock here would be to wait for ever.
+        """
+        self._leaving.append(action)
+        if self._lock.acquire(blocking=False):
+            try:
+                self._let_go()
+            finally:
+                self._lock.release()
+
+    def _let_go(self) -> None:
+        while self._leaving:
+            self._leaving.popleft()()
 
     def _group(self, subscription: Subscription) -> list[Subscription]:
         if subscription.run_id is not None:
@@ -404,6 +427,10 @@ class Subscription:
                 if event is not None:
                     return event
                 self._check_end()
+                if on_a_loop():
+                    raise WouldDeadlock(
+                        "waiting here would block a loop of the runtime; use `async for`, or await aget()"
+                    )
                 left = None if deadline is None else deadline - self.bus.env.monotonic()
                 if not signal.wait(left):
                     raise TimeoutError(f"no event within {timeout} seconds")

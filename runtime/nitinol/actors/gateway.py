@@ -19,13 +19,16 @@ from nitinol.hooks import Halt
 from nitinol.http import HttpPool
 from nitinol.logs import describe, get_logger
 from nitinol.machine import Answered, AttemptReady, CallModel, Cancel, Failed
-from nitinol.messages import Audio, Document, Image, Message, StopReason, Text, Thinking, ToolCall
+from nitinol.messages import StopReason, fault
 from nitinol.prices import PriceList
 from nitinol.provider import Delta, ModelInfo, ModelRequest, ModelResponse, Provider, UsageSoFar
 from nitinol.repair import view
 from nitinol.state import AgentState
 from nitinol.tool_spec import Tool
 from nitinol.usage import NO_USAGE, Usage
+
+BREATH = 256
+"""Deltas after which an attempt lets others run, also one whose provider never waits."""
 
 
 class ModelGateway:
@@ -205,6 +208,7 @@ class _Attempt:
         http = gateway.http.session(stall=request.stall, timeout=request.timeout)
         stream = cast("AsyncGenerator[Any, None]", provider.stream(request, http))
         response: ModelResponse | None = None
+        pieces = 0
         try:
             async for part in stream:
                 if isinstance(part, Delta):
@@ -218,9 +222,13 @@ class _Attempt:
                     if part.kind == "text":
                         self.texts.append(part.text)
                     bus.publish_delta(attempt, port.committed.seq, part.kind, part.text, part.index)
+                    pieces += 1
+                    if not pieces % BREATH:
+                        await asyncio.sleep(0)
                 elif isinstance(part, ModelResponse):
                     response = part
                 elif isinstance(part, UsageSoFar):  # pyright: ignore[reportUnnecessaryIsInstance] # a third party's provider
+                    _check_usage(part.usage, provider)
                     self.usage = part.usage
                 else:
                     raise MalformedResponse(
@@ -244,6 +252,7 @@ class _Attempt:
                 self.port.tell(Cancel(run_id=effect.run_id, by="hook", status="halted", reason=answer.reason))
             else:
                 response = cast("ModelResponse", answer)
+                _check(response, provider)
         usage = self.usage or self._estimate(sum(len(getattr(part, "text", "")) for part in response.message.parts))
         self.port.tell(
             Answered(
@@ -319,19 +328,19 @@ class _Attempt:
 
 def _check(response: ModelResponse, provider: Provider) -> None:
     """A third party's provider may answer anything; what enters the log must be sound."""
-    message = response.message
-    sound = (
-        isinstance(message, Message)  # pyright: ignore[reportUnnecessaryIsInstance]
-        and message.role == "assistant"
-        and all(isinstance(part, (Text, Thinking, Image, Audio, Document, ToolCall)) for part in message.parts)
-        and response.stop_reason in get_args(StopReason)
-        and (response.usage is None or isinstance(response.usage, Usage))  # pyright: ignore[reportUnnecessaryIsInstance]
-    )
-    if not sound:
-        raise MalformedResponse(
-            f"provider {provider.name!r} gave a response that is none: an assistant's Message of parts, a known"
-            f" stop_reason (not {response.stop_reason!r}), and Usage or None"
-        )
+    wrong = fault(response.message, "assistant")
+    if wrong is None and response.stop_reason not in get_args(StopReason):
+        wrong = f"stop_reason={response.stop_reason!r} must be one of {get_args(StopReason)}"
+    if wrong is not None:
+        raise MalformedResponse(f"provider {provider.name!r} gave a response that is not sound: {wrong}")
+    if response.usage is not None:
+        _check_usage(response.usage, provider)
+
+
+def _check_usage(usage: object, provider: Provider) -> None:
+    wrong = usage.fault() if isinstance(usage, Usage) else f"{usage!r} is no Usage"
+    if wrong is not None:
+        raise MalformedResponse(f"provider {provider.name!r} told a usage that is not sound: {wrong}")
 
 
 def _cancel(task: asyncio.Task[Any]) -> None:

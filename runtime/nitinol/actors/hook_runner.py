@@ -46,6 +46,8 @@ class HookRunner:
                 future.set_exception(HookFailed(f"{name} {why}"))
 
         is_async = inspect.iscoroutinefunction(function)
+        if not isinstance(timeout, (int, float)) or not timeout > 0:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise HookFailed(f"{name}: timeout={timeout!r} must be more than 0 seconds")
         job = Job(group=group, run=lambda: function(*args), is_async=is_async, timeout=timeout, done=done)
         self._pool.submit(job)
         try:

@@ -41,7 +41,9 @@ HOOK_WORKERS = 8
 class System:
     """Starts everything, knows every cell, and stops everything in reverse order."""
 
-    def __init__(self, env: Env, open_journal: Callable[[Env, Loop], Journal], workers: int, result_of: Callable[[str, str], Any]) -> None:
+    def __init__(
+        self, env: Env, open_journal: Callable[[Env, Loop], Journal], workers: int, result_of: Callable[[str, str], Any]
+    ) -> None:
         self.env = env
         self.workers = workers
         self.core = env.start_loop("nitinol-core")

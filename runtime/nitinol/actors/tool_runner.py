@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,9 @@ class ToolRunner:
     async def _prepare(self, effect: PrepareTool, port: Port, agent: Agent[Any], call: CallState) -> None:
         at: dict[str, Any] = {"run_id": effect.run_id, "turn": effect.turn, "call_id": effect.call_id}
         try:
-            answer = await self.hooks.run("before_tool", agent, port.committed, call.call)
+            # A copy: what the model said is committed, and not a hook's to change in place.
+            shown = call.call.replace(arguments=deepcopy(dict(call.call.arguments)))
+            answer = await self.hooks.run("before_tool", agent, port.committed, shown)
         except HookFailed as error:
             port.tell(Cancel(run_id=effect.run_id, by="hook", status="failed", reason=str(error)))
             return
@@ -73,7 +76,8 @@ class ToolRunner:
             port.tell(Prepared(**at, call=call.call, blocked=answer.reason))
         else:
             # The call keeps its id, whatever a hook returns: the model must find its answer.
-            port.tell(Prepared(**at, call=answer.replace(call_id=call.call.call_id)))
+            changed = call.call if answer is shown else answer.replace(call_id=call.call.call_id)
+            port.tell(Prepared(**at, call=changed))
 
     def ended(self, execution: _Execution) -> None:
         """An execution is over, and its answer told."""
@@ -215,10 +219,12 @@ class _Execution:
     # -- on a worker's thread, or the user loop
 
     def _call(self) -> ToolResult:
-        return _clipped(self.tool.function(**self.tool.bind(self.call.call.arguments, self._context())))
+        return _clipped(self.tool.function(**self.tool.bind(deepcopy(dict(self.call.call.arguments)), self._context())))
 
     async def _call_async(self) -> ToolResult:
-        return _clipped(await self.tool.function(**self.tool.bind(self.call.call.arguments, self._context())))
+        return _clipped(
+            await self.tool.function(**self.tool.bind(deepcopy(dict(self.call.call.arguments)), self._context()))
+        )
 
     def _context(self) -> ToolContext:
         agent, run = self.agent, self.run

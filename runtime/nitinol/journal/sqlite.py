@@ -155,7 +155,9 @@ class SqliteJournal:
 
     @property
     def position(self) -> int:
-        rows = self._select("SELECT seq FROM sqlite_sequence WHERE name = 'events'")  # max() falls with what is forgotten
+        rows = self._select(
+            "SELECT seq FROM sqlite_sequence WHERE name = 'events'"
+        )  # max() falls with what is forgotten
         return rows[0][0] if rows else 0
 
     def head(self, key: str) -> Head | None:
@@ -354,7 +356,9 @@ class SqliteJournal:
         if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone() is not None:
             found = int(connection.execute("SELECT value FROM meta WHERE name = 'schema'").fetchone()[0])
             if found > SCHEMA:
-                raise NewerSchema(f"store {str(self.path)!r} has schema {found}; this version knows {SCHEMA}: upgrade nitinol")
+                raise NewerSchema(
+                    f"store {str(self.path)!r} has schema {found}; this version knows {SCHEMA}: upgrade nitinol"
+                )
         connection.executescript(f"BEGIN; {_TABLES} INSERT OR IGNORE INTO meta VALUES ('schema', '{SCHEMA}'); COMMIT;")
 
 
@@ -400,7 +404,11 @@ def _own(path: Path) -> int:
     try:
         handle = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        way_out = "make its directory first" if isinstance(error, FileNotFoundError) else "see that its directory can be written"
+        way_out = (
+            "make its directory first"
+            if isinstance(error, FileNotFoundError)
+            else "see that its directory can be written"
+        )
         raise StorageFailed(f"store {str(path)!r} cannot be opened: {error.strerror}; {way_out}") from error
     until = time.monotonic() + NAMING
     while True:
