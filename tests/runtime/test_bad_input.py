@@ -208,7 +208,7 @@ def test_what_a_tool_or_a_hook_changes_in_place_stays_its_own(rt: Runtime) -> No
     ref = rt.start(Agent(name="a", model=script, tools=[take], hooks=[Sly()]))
     ref.ask("go", timeout=SOON)
     (requested,) = [event for event in log_of(ref) if event.type == "tool.requested"]
-    assert requested.arguments == {"data": {"a": 1}}  # type: ignore[union-attr] # pyright: ignore
+    assert requested.arguments == {"data": {"a": 1}}
     assert ref.history()[1].tool_calls[0].arguments == {"data": {"a": 1}}
 
 
@@ -273,7 +273,7 @@ def test_a_cursor_of_another_store_is_refused(rt: Runtime) -> None:
 def test_a_misspelt_hook_is_refused() -> None:
     """A guard that is never called guards nothing."""
     with pytest.raises(TypeError, match="did you mean before_tool"):
-        type("Guard", (Hooks,), {"befor_tool": lambda self, ctx, call: None})
+        type("Guard", (Hooks,), {"befor_tool": Hooks.before_tool})
 
 
 @pytest.mark.parametrize(
@@ -306,6 +306,6 @@ def test_a_tools_name_commands_no_terminal() -> None:
     with Runtime(drain=0.0) as rt:
         ref = rt.start(Agent(name="a", model=ScriptedProvider([call("read\x1b[31m\u202e\nfake"), "end"])))
         ref.ask("x", timeout=SOON)
-        lines = [told[0] for event in log_of(ref) if (told := describe(event)) is not None]  # type: ignore[arg-type] # pyright: ignore
+        lines = [told[0] for event in log_of(ref) if (told := describe(event)) is not None]
     assert lines
     assert not any(character in line for line in lines for character in "\x1b\n\u202e")
