@@ -87,9 +87,7 @@ def test_a_retry_after_of_ages_is_cut(rt: Runtime) -> None:
 
 def test_a_run_id_belongs_to_one_agent_whoever_comes_first(rt: Runtime) -> None:
     """Two agents race for one id: one gets the run, the other a refusal, nobody another's answer."""
-    agents = {
-        name: Agent(name=name, model=ScriptedProvider(lambda request, name=name: f"from {name}")) for name in "AB"
-    }
+    agents = {name: Agent(name=name, model=ScriptedProvider([f"from {name}"] * 20)) for name in "AB"}
     for number in range(20):
         barrier = threading.Barrier(2)
         told: dict[str, str] = {}
