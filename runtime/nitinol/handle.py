@@ -19,7 +19,12 @@ from nitinol.actors.system import System
 from nitinol.actors.worker_pool import Job, current_job
 from nitinol.agent import parse_output
 from nitinol.errors import AgentParked, AgentStopped, NotFound, WouldDeadlock
-from nitinol.machine import Add, Cancel, Input, Resolve
+from nitinol.inputs import (
+    Add,
+    Cancel,
+    Input,
+    Resolve,
+)
 from nitinol.messages import InputMode, Message, Prompt, StopReason, ToolCall, to_message
 from nitinol.result import OutT, RunResult, ToolCallRecord
 

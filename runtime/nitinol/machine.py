@@ -18,9 +18,28 @@ from nitinol import events as ev
 from nitinol.agent import Agent, model_name, parse_output
 from nitinol.budget import spendable
 from nitinol.errors import AgentBusy, AlreadyResolved, ConfigurationError, NotFound
-from nitinol.messages import InputMode, Media, Message, Outcome, Part, RunStatus, Text, ToolAnswer, ToolCall
-from nitinol.prices import PriceList
-from nitinol.provider import ModelResponse
+from nitinol.inputs import (
+    Add,
+    Answered,
+    AttemptReady,
+    Cancel,
+    Configure,
+    Crashed,
+    Done,
+    Failed,
+    Granted,
+    Input,
+    Look,
+    Opened,
+    Park,
+    Prepared,
+    Reset,
+    Resolve,
+    Send,
+    Stop,
+    Tick,
+)
+from nitinol.messages import InputMode, Message, Outcome, Part, RunStatus, Text, ToolAnswer, ToolCall
 from nitinol.state import AgentState, CallState, PendingInput, RunState
 from nitinol.usage import NO_USAGE, Usage
 
@@ -32,208 +51,6 @@ MAX_RECOVERIES = 2
 """A run that was open at work in more deaths than this is sealed."""
 
 E = TypeVar("E", bound=ev.EventBase)
-
-# ---- inputs: what can happen to an agent
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Opened:
-    """An incarnation begins: the state is folded; `adopted` are the tool executions still in flight for it."""
-
-    adopted: frozenset[tuple[str, int]] = frozenset()
-    restarts: int = 0
-    delay: float = 0.0
-    by_hand: bool = False
-    suspended: bool = False
-    """The store failed, not the agent: that counts against no run."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Crashed:
-    """The incarnation died; the cell tells, since the dead cannot."""
-
-    error_type: str
-    error: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Park:
-    """The supervisor gives up."""
-
-    restarts: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Send:
-    """A user's message: a run."""
-
-    run_id: str
-    prompt: Message | None
-    history: tuple[Message, ...] = ()
-    parent_run_id: str | None = None
-    root_run_id: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Add:
-    """A steer or a follow-up to an open or queued run."""
-
-    run_id: str
-    input_id: str
-    mode: InputMode
-    prompt: Message
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cancel:
-    run_id: str
-    by: str
-    status: RunStatus = "cancelled"
-    reason: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resolve:
-    """A person's word on a call that waits for approval."""
-
-    run_id: str
-    call_id: str
-    decision: Literal["approve", "deny"]
-    arguments: Mapping[str, Any] | None = None
-    by: str = "user"
-    reason: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
-    """Nothing happens; who asks knows then that the log was read."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reset:
-    """Forget the conversation."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Configure:
-    """Another definition, from the next run on."""
-
-    changes: Mapping[str, str]
-    definition: Agent[Any]
-    idle: bool = False
-    """Only between runs."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stop:
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttemptReady:
-    """A request is built and checked; may it be sent?"""
-
-    run_id: str
-    turn: int
-    attempt: int
-    provider: str
-    model: str
-    input_tokens: int
-    max_output_tokens: int | None
-    prices: PriceList | None
-    added: int = 0
-    removed: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answered:
-    """An attempt gave a whole answer."""
-
-    run_id: str
-    turn: int
-    attempt: int
-    provider: str
-    model: str
-    response: ModelResponse
-    usage: Usage
-    cost: Decimal | None
-    price_source: str | None
-    estimated: bool
-    duration: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failed:
-    """An attempt failed, or was cut off. `attempt` may not have started, if its request could not even be built."""
-
-    run_id: str
-    turn: int
-    attempt: int
-    provider: str
-    model: str
-    error_type: str
-    error: str
-    retryable: bool
-    status_code: int | None = None
-    retry_after: float | None = None
-    request_id: str | None = None
-    usage: Usage | None = None
-    """`None` = the request was never sent, so nothing is owed."""
-    estimated: bool = True
-    cost: Decimal | None = None
-    price_source: str | None = None
-    text: str = ""
-    """The words that were shown."""
-    characters: int = 0
-    """How much was shown: words, thinking and arguments."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """The `before_tool` hooks have seen a call."""
-
-    run_id: str
-    turn: int
-    call_id: str
-    call: ToolCall
-    blocked: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Granted:
-    """A call has its slot in the pool."""
-
-    run_id: str
-    turn: int
-    call_id: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Done:
-    """An execution of a call ended. `execution` 0: it never started."""
-
-    run_id: str
-    turn: int
-    call_id: str
-    execution: int
-    outcome: Outcome
-    text: str
-    data: Any = None
-    media: tuple[Media, ...] = ()
-    error: str | None = None
-    duration: float = 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tick:
-    """Time passed: a `Wait` is due."""
-
-
-Input: TypeAlias = (
-    Opened | Crashed | Park | Look | Send | Add | Cancel | Resolve | Reset | Configure | Stop
-    | AttemptReady | Answered | Failed | Prepared | Granted | Done | Tick
-)  # fmt: skip
 
 # ---- effects: what should be in flight
 

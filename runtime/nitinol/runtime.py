@@ -30,8 +30,19 @@ from nitinol.errors import (
     WouldDeadlock,
 )
 from nitinol.handle import RunHandle, Waiting, result_of, wait
+from nitinol.inputs import (
+    Cancel,
+    Configure,
+    Input,
+    Look,
+    Reset,
+    Send,
+    Stop,
+)
 from nitinol.journal import open_journal
-from nitinol.machine import GRACE, Cancel, Configure, Input, Look, Reset, Send, Stop
+from nitinol.machine import (
+    GRACE,
+)
 from nitinol.messages import Message, Prompt, ToolCall, fault, to_message
 from nitinol.provider import Provider
 from nitinol.repair import view

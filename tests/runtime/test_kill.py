@@ -61,7 +61,10 @@ class Victim:
         core = Env().start_loop("test-core")
         journal = SqliteJournal(self.store, Env(), core)
         try:
-            logs = {head.key: [events.from_json(event.to_json()) for event in journal.read(head.key)] for head in journal.heads()}
+            logs = {
+                head.key: [events.from_json(event.to_json()) for event in journal.read(head.key)]
+                for head in journal.heads()
+            }
             assert journal.heads(interrupted=True) == []
         finally:
             core.close(10.0)
@@ -106,7 +109,9 @@ def outcomes(log: list[Event]) -> list[tuple[str, str]]:
         ("backoff", 0, []),
     ],
 )
-def test_a_run_survives_kill_9(tmp_path: Path, point: str, recoveries: int | None, expected: list[tuple[str, str]]) -> None:
+def test_a_run_survives_kill_9(
+    tmp_path: Path, point: str, recoveries: int | None, expected: list[tuple[str, str]]
+) -> None:
     """It ends as if nothing had been, but for what nobody can know. rules 2, 6, 7; parity: A5"""
     victim = Victim(tmp_path, point)
     victim.dies()
@@ -114,7 +119,9 @@ def test_a_run_survives_kill_9(tmp_path: Path, point: str, recoveries: int | Non
     log = victim.logs()["k"]
     assert sorted(outcomes(log)) == sorted(expected)
     if recoveries is not None:  # how far it came after `send` returned is chance
-        assert [event.recoveries for event in log if event.type == "run.resumed" and event.reason == "recovered"] == [recoveries]
+        assert [event.recoveries for event in log if event.type == "run.resumed" and event.reason == "recovered"] == [
+            recoveries
+        ]
     if point == "safe tool":
         first, second = victim.book("ran")
         assert first == second, "the idempotency key is minted once"
@@ -180,6 +187,3 @@ def test_kills_at_random(tmp_path: Path) -> None:
     counts = Counter(outcome for log in logs.values() for outcome in outcomes(log))
     print(len(statuses), "runs,", dict(counts))
     assert set(counts) <= {("look", "ok"), ("pay", "ok"), ("pay", "uncertain"), ("look", "uncertain")}
-
-
-

@@ -13,32 +13,34 @@ from nitinol.agent import Agent
 from nitinol.budget import Budget
 from nitinol.errors import AgentBusy, AlreadyResolved, NotFound
 from nitinol.hooks import HookContext, Hooks
-from nitinol.journal.base import verify
-from nitinol.machine import (
-    GRACE,
+from nitinol.inputs import (
     Add,
     Answered,
-    AskApproval,
     AttemptReady,
-    CallModel,
     Cancel,
     Configure,
     Crashed,
     Done,
-    Effect,
     Failed,
     Granted,
     Input,
     Opened,
     Park,
     Prepared,
-    PrepareTool,
     Reset,
     Resolve,
-    RunTool,
     Send,
     Stop,
     Tick,
+)
+from nitinol.journal.base import verify
+from nitinol.machine import (
+    GRACE,
+    AskApproval,
+    CallModel,
+    Effect,
+    PrepareTool,
+    RunTool,
     Wait,
     decide,
     effects,

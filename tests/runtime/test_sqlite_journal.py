@@ -149,7 +149,14 @@ def test_heads_tell_what_is_open_without_reading_logs(store: Store) -> None:
     for key in ("busy", "done", "parked", "empty"):
         store.open(key)
     store.append("busy", 1, queued("busy", 1, "r1"))
-    end: dict[str, Any] = {"status": "completed", "text": "", "turns": 0, "usage": Usage(), "cost": None, "duration": 0.0}
+    end: dict[str, Any] = {
+        "status": "completed",
+        "text": "",
+        "turns": 0,
+        "usage": Usage(),
+        "cost": None,
+        "duration": 0.0,
+    }
     finished = events.RunFinished(seq=2, key="done", agent="a", run_id="r2", **end)
     store.append("done", 1, queued("done", 1, "r2"), finished)
     parked = events.AgentParked(seq=2, key="parked", agent="a", restarts=5, reason="")
@@ -219,7 +226,10 @@ def test_a_run_of_another_key_fails_alone(store: Store) -> None:
     store.open("k")
     store.open("other")
     store.append("k", 1, queued("k", 1, "r"))
-    outcomes = [store.appending("other", 1, note("other", 1), queued("other", 2, "r")), store.appending("k", 1, note("k", 2))]
+    outcomes = [
+        store.appending("other", 1, note("other", 1), queued("other", 2, "r")),
+        store.appending("k", 1, note("k", 2)),
+    ]
     with pytest.raises(Conflict, match="UNIQUE"):
         store.settle(outcomes[0])
     store.settle(outcomes[1])
@@ -315,14 +325,23 @@ def tamper(path: Path, statement: str, *values: object) -> None:
 
 @pytest.mark.parametrize(
     ("type", "body"),
-    [("agent.teleported", b'{"seq":2,"where":"mars"}'), ("message.appended", b'{"seq":2,"message":"new shape"}'), ("run.queued", b"\x00rubbish")],
+    [
+        ("agent.teleported", b'{"seq":2,"where":"mars"}'),
+        ("message.appended", b'{"seq":2,"message":"new shape"}'),
+        ("run.queued", b"\x00rubbish"),
+    ],
 )
 def test_an_event_of_a_newer_version_parks_its_agent(path: Path, type: str, body: bytes) -> None:
     """A monitor sees it as `custom`; its agent is refused with a reason, nothing is lost, and no other notices."""
     with Runtime(path, drain=0.0) as rt:
         for key in ("k", "other"):
             rt.start(scout(), key=key).ask("hi", timeout=SOON)
-    tamper(path, "UPDATE events SET type = ?, body = ? WHERE key = 'k' AND seq = (SELECT max(seq) FROM events WHERE key = 'k')", type, body.replace(b'"seq":2', b'"seq":999'))
+    tamper(
+        path,
+        "UPDATE events SET type = ?, body = ? WHERE key = 'k' AND seq = (SELECT max(seq) FROM events WHERE key = 'k')",
+        type,
+        body.replace(b'"seq":2', b'"seq":999'),
+    )
     with Runtime(path, agents=[scout()], drain=0.0) as rt:
         for _ in range(2):
             with pytest.raises(BrokenLog, match=r"upgrade nitinol|cannot be read"):
@@ -673,7 +692,9 @@ with Runtime(sys.argv[1], agents=[agent]) as rt:
 
 def test_agents_wait_while_the_disk_is_full(path: Path) -> None:
     """Nothing is acknowledged meanwhile, no crash is counted, a tool's result is kept, and all go on by themselves. rule 9"""
-    process = run_python(FULL, path, env={**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(HERE.parents[1])])})
+    process = run_python(
+        FULL, path, env={**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(HERE.parents[1])])}
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "full\n"
     assert process.stdin is not None

@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from nitinol import events as ev
 from nitinol.agent import Agent
 from nitinol.errors import NitinolError
-from nitinol.machine import Opened, Send, decide
+from nitinol.inputs import (
+    Opened,
+    Send,
+)
+from nitinol.machine import (
+    decide,
+)
 from nitinol.messages import Image, Message, Text, Thinking, ToolAnswer, ToolCall
 from nitinol.state import AgentState, BrokenLog, Log, estimate_tokens
 

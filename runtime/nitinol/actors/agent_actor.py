@@ -37,24 +37,26 @@ from nitinol.errors import (
     StorageFailed,
 )
 from nitinol.hooks import Halt
-from nitinol.journal.base import Journal, Opening
-from nitinol.logs import describe, get_logger
-from nitinol.machine import (
-    CallModel,
+from nitinol.inputs import (
     Cancel,
     Configure,
     Crashed,
     Done,
-    Effect,
     Input,
     Opened,
     Park,
-    PrepareTool,
     Resolve,
-    RunTool,
     Send,
     Stop,
     Tick,
+)
+from nitinol.journal.base import Journal, Opening
+from nitinol.logs import describe, get_logger
+from nitinol.machine import (
+    CallModel,
+    Effect,
+    PrepareTool,
+    RunTool,
     Wait,
     effects,
     step,

@@ -17,8 +17,16 @@ from nitinol.env import Env, Loop
 from nitinol.errors import ConfigurationError, ConnectionFailed, MalformedResponse, ProviderError
 from nitinol.hooks import Halt
 from nitinol.http import HttpPool
+from nitinol.inputs import (
+    Answered,
+    AttemptReady,
+    Cancel,
+    Failed,
+)
 from nitinol.logs import describe, get_logger
-from nitinol.machine import Answered, AttemptReady, CallModel, Cancel, Failed
+from nitinol.machine import (
+    CallModel,
+)
 from nitinol.messages import StopReason, fault
 from nitinol.prices import PriceList
 from nitinol.provider import Delta, ModelInfo, ModelRequest, ModelResponse, Provider, UsageSoFar

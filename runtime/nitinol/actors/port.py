@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from nitinol import events as ev
-from nitinol.machine import Input
+from nitinol.inputs import (
+    Input,
+)
 from nitinol.state import AgentState
 
 Stopper = Callable[[], None]

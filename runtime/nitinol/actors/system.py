@@ -29,9 +29,15 @@ from nitinol.actors.worker_pool import WorkerPool
 from nitinol.agent import Agent
 from nitinol.env import Env, Loop, on_a_loop
 from nitinol.errors import KeyTaken, RuntimeDown, RuntimeStopped
+from nitinol.inputs import (
+    Cancel,
+    Stop,
+)
 from nitinol.journal.base import Journal
 from nitinol.logs import get_logger
-from nitinol.machine import GRACE, Cancel, Stop
+from nitinol.machine import (
+    GRACE,
+)
 
 T = TypeVar("T")
 

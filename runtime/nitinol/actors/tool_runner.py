@@ -19,8 +19,17 @@ from nitinol.agent import Agent
 from nitinol.env import Env, Loop
 from nitinol.errors import ToolError
 from nitinol.hooks import Block, Halt
+from nitinol.inputs import (
+    Cancel,
+    Done,
+    Granted,
+    Prepared,
+)
 from nitinol.logs import describe, get_logger
-from nitinol.machine import Cancel, Done, Granted, Prepared, PrepareTool, RunTool
+from nitinol.machine import (
+    PrepareTool,
+    RunTool,
+)
 from nitinol.messages import Outcome
 from nitinol.state import CallState, RunState
 from nitinol.tool_spec import Tool, ToolContext, ToolResult, to_result
