@@ -139,9 +139,9 @@ class SqliteJournal:
 
     def read(self, key: str, after_seq: int = 0, limit: int | None = None) -> Sequence[EventBase]:
         rows = self._select(
-            "SELECT position, type, body FROM events WHERE key = ?1 AND seq > max(?2, "
-            "coalesce((SELECT base_seq FROM heads WHERE key = ?1), 0)) ORDER BY seq LIMIT ?3",
-            (key, after_seq, -1 if limit is None else limit),
+            "SELECT position, type, body FROM events WHERE key = ? AND seq > max(?, "
+            "coalesce((SELECT base_seq FROM heads WHERE key = ?), 0)) ORDER BY seq LIMIT ?",
+            (key, after_seq, key, -1 if limit is None else limit),
         )
         return [_event(*row) for row in rows]
 
