@@ -656,7 +656,7 @@ def test_an_agent_that_is_forgotten_while_it_works_does_not_come_back(rt: Runtim
     handle = ref.send("hi")
     assert held.reached()
     system = rt._system  # pyright: ignore[reportPrivateUsage]
-    system.forget("k")
+    system.forget("k").result(SOON)
     for _ in range(20):
         with rt.subscribe("custom") as looked:
             rt.publish("look")
