@@ -458,6 +458,8 @@ class AgentActor(LoopActor):
         self.held = False
         """Effects wait: for the `agent_start` hooks, or for ever if one refused."""
         self.refusal: str | None = None
+        self.last_hook: asyncio.Task[None] | None = None
+        """The `after_run` hooks that were started last; those of the next run, and `agent_stop`, come after them."""
         self.uncommitted: deque[Done] = deque()
         """Outcomes of tools that were decided on; should the store fail, they are told again."""
 
@@ -568,7 +570,7 @@ class AgentActor(LoopActor):
             if event.type == "run.finished" and cell.definition.has_hook("after_run"):
                 # Built here: once it is told that the run has ended, its log may be forgotten.
                 result = self.services.result_of(cell.key, event.run_id or "")
-                self.services.core.spawn(self._after_run(result))
+                self.last_hook = self.services.core.spawn(self._after_run(result, self.last_hook))
             elif event.type == "agent.stopped":
                 self.services.core.spawn(self._agent_stop(event.reason))
         if cell.actor is self:
@@ -660,13 +662,17 @@ class AgentActor(LoopActor):
         for run_id in [*(queued.run_id for queued in state.queue), *([state.run.run_id] if state.run else [])]:
             self.post(Cancel(run_id=run_id, by="agent_start", status="halted", reason=self.refusal))
 
-    async def _after_run(self, result: RunResult[Any]) -> None:
+    async def _after_run(self, result: RunResult[Any], before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await asyncio.wait([before])
         try:
             await self.services.hooks.run("after_run", self.cell.definition, self.cell.committed, result)
         except HookFailed as error:
             get_logger().warning("after_run failed", key=self.cell.key, run_id=result.run_id, error=str(error))
 
     async def _agent_stop(self, reason: str) -> None:
+        if self.last_hook is not None:
+            await asyncio.wait([self.last_hook])
         try:
             await self.services.hooks.run("agent_stop", self.cell.definition, self.cell.committed, reason)
         except HookFailed as error:
