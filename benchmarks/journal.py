@@ -49,6 +49,7 @@ def journal_commits(path: Path, each: int) -> tuple[float, float]:
     """Seconds and CPU seconds for `AGENTS` agents that commit `each` decisions."""
     from nitinol.env import Env
     from nitinol.journal.sqlite import SqliteJournal
+    from nitinol.state import AgentState
 
     core = Env().start_loop("bench-core")
     journal = SqliteJournal(path, Env(), core)
@@ -58,7 +59,8 @@ def journal_commits(path: Path, each: int) -> tuple[float, float]:
     def go_on(key: str, epoch: int, left: list[Any], error: Exception | None) -> None:
         assert error is None, error
         if left:
-            journal.append(key, epoch, left[0], lambda error: go_on(key, epoch, left[1:], error))
+            state = AgentState(key, "a", seq=left[0][-1].seq)
+            journal.append(key, epoch, left[0], state, lambda error: go_on(key, epoch, left[1:], error))
         else:
             ended.release()
 
@@ -109,6 +111,7 @@ def make_store(path: Path, count: int) -> None:
     from nitinol import events as ev
     from nitinol.env import Env
     from nitinol.journal.sqlite import SqliteJournal
+    from nitinol.state import AgentState
     from nitinol.testing import ScriptedProvider, say
 
     with Runtime(drain=0.0) as rt:
@@ -131,7 +134,7 @@ def make_store(path: Path, count: int) -> None:
             ev.RunQueued(seq=len(log) + 1, key=key, agent="bench", run_id=f"open-{number}", prompt=prompt, pending_count=0)
         )
         core.call(journal.open, key, lambda opening: None)
-        core.call(journal.append, key, 1, copies, last.set_result if number == count - 1 else lambda error: None)
+        core.call(journal.append, key, 1, copies, AgentState(key, "bench").fold(copies), last.set_result if number == count - 1 else lambda error: None)
     assert last.result(600) is None
     core.close(5.0)
     journal.close()

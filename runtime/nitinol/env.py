@@ -163,6 +163,10 @@ def _log_escape(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> No
 class Env:
     """The real world. A simulator overrides every method."""
 
+    crash_point: Callable[[str], object] | None = None
+    """Called at each of `journal.base.CRASH_POINTS` by its name, in whatever thread gets there; `None` = by nobody.
+    `testing.crash_at` sets it for all instances."""
+
     def __init__(self, seed: int | None = None) -> None:
         self._random = random.Random(seed)
 
@@ -187,11 +191,9 @@ class Env:
         """Start a loop."""
         return LoopThread(name)
 
-    def start_thread(self, name: str, target: Callable[[], object]) -> threading.Thread:
-        """Start a daemon thread."""
-        thread = threading.Thread(target=target, name=name, daemon=True)
-        thread.start()
-        return thread
+    def start_worker(self, actor_class: type[Any], *args: Any) -> Any:
+        """Start an actor that runs what blocks: on a thread of its own. Its reference takes `tell` and `stop`."""
+        return actor_class.start(*args)
 
     def process_id(self) -> int:
         """The process, to tell a fork from its parent."""

@@ -114,12 +114,9 @@ def effects(state: AgentState) -> set[Effect]:
     wanted: set[Effect] = set()
     if run is None or agent is None or state.parked or state.stopped:
         return wanted
+    wanted.update(Wait(until) for until in _waits(run))
     if run.ending is not None:
-        wanted.add(Wait(run.ending_at + int(GRACE * 1e9)))
         return wanted
-    due = run.due()
-    if due is not None:
-        wanted.add(Wait(due))
     if run.asking:
         attempt = run.attempt if run.attempt_open else run.attempt + 1
         wanted.add(CallModel(run.run_id, run.turn, attempt, run.model_index, _retry_at(state, run, agent)))
@@ -135,14 +132,39 @@ def effects(state: AgentState) -> set[Effect]:
                 wanted.add(PrepareTool(*at))
             case "approval":
                 wanted.add(AskApproval(*at))
-                if call.expires_at is not None:
-                    wanted.add(Wait(call.expires_at))
             case _:
                 # A hook may make a serial call of one that was not; what runs by then goes on, and is waited for.
                 if call.stage == "running" or not (barrier or (alone and _others_first(run, call))):
                     wanted.add(RunTool(*at))
         barrier = barrier or alone
     return wanted
+
+
+def next_due(state: AgentState) -> int | None:
+    """When the next `Tick` is due, in nanoseconds since 1970, whoever is there to see it; `None` = never."""
+    run = state.run
+    return None if run is None or state.parked else min(_waits(run), default=None)
+
+
+def only_waits(state: AgentState) -> bool:
+    """Whether the run in progress waits for nothing but people: no incarnation would have anything to do for it."""
+    run = state.run
+    return (
+        run is not None
+        and run.paused_at is not None
+        and run.ending is None
+        and all(call.stage in ("approval", "done") for call in run.calls)
+    )
+
+
+def _waits(run: RunState) -> list[int]:
+    """When the run must be looked at, come what may."""
+    if run.ending is not None:
+        return [run.ending_at + int(GRACE * 1e9)]
+    due = run.due()
+    waits = [] if due is None else [due]
+    waits += [call.expires_at for call in run.calls if call.stage == "approval" and call.expires_at is not None]
+    return waits
 
 
 def _others_first(run: RunState, call: CallState) -> bool:

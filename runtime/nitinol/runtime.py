@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from decimal import Decimal
 from fnmatch import fnmatchcase
 from functools import partial
-from pathlib import Path
 from typing import Any, Generic, Literal, Self
 
 from nitinol import events as ev
@@ -39,7 +38,7 @@ from nitinol.inputs import (
     Send,
     Stop,
 )
-from nitinol.journal import open_journal
+from nitinol.journal import Store, open_journal
 from nitinol.machine import (
     GRACE,
 )
@@ -418,7 +417,8 @@ class Runtime:
     suspended, and go on when the store is opened again; without a store they end `cancelled`.
 
     Args:
-        store: Where the journal is kept: a path, `sqlite:///path`, or `None` for in memory, as long-lived as the process.
+        store: Where the journal is kept: a path, `sqlite:///path`, `None` for in memory, as long-lived as the process, or
+            a function of `(env, core)` that opens a `Journal` of your own.
         agents: Definitions that the runtime knows by name; runs of theirs that were interrupted go on at once.
         workers: Threads for tools that are plain functions, shared fairly by all agents.
         drain: Seconds that open runs get on a clean stop.
@@ -430,7 +430,7 @@ class Runtime:
 
     def __init__(
         self,
-        store: str | Path | None = None,
+        store: Store = None,
         *,
         agents: Sequence[Agent[Any]] = (),
         workers: int = 32,
@@ -453,7 +453,7 @@ class Runtime:
             env or Env(), partial(open_journal, store), workers, lambda key, run_id: _result_of(results[0], key, run_id)
         )
         results.append(self._system)
-        for head in self._system.journal.heads(interrupted=True):
+        for head in self._system.journal.heads(active=True):
             if head.agent in self._definitions:
                 self._system.cell(self._definitions[head.agent], head.key)
         self._closed = False

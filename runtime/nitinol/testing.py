@@ -9,19 +9,25 @@ script.assert_exhausted()
 from __future__ import annotations
 
 import asyncio
+import itertools
+import os
+import signal
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias, cast
 
 from nitinol import provider as providers
 from nitinol.actors.agent_actor import Cell, Crash
 from nitinol.actors.bus import Subscription
 from nitinol.actors.supervisor import Wake
+from nitinol.env import Env
 from nitinol.errors import AgentDown, ConnectionFailed, ProviderError, ScriptExhausted, ScriptFailed
 from nitinol.http import Http
+from nitinol.journal.base import CRASH_POINTS
 from nitinol.messages import Message, Part, StopReason, Text, Thinking, ToolCall
 from nitinol.prices import PriceList
 from nitinol.provider import Delta, ModelInfo, ModelRequest, ModelResponse, StreamPart
@@ -251,6 +257,31 @@ def crash(ref: AgentRef[Any], error: BaseException | None = None, *, timeout: fl
                 return
         system.core.call(_withdraw, cell, message)
     raise AgentDown(f"agent {ref.key!r} is {cell.life}; there is nothing that could crash")
+
+
+def crash_at(point: str, *, after: int = 0, die: Callable[[], object] | None = None) -> None:
+    """Make this process die, as by `kill -9`, when it gets to a named point of its work for the first time.
+
+    For tests that start a process of their own, and another to see that nothing is lost.
+
+    Args:
+        point: One of `nitinol.journal.base.CRASH_POINTS`, such as `"after tool.started"`.
+        after: How often it gets there unharmed before.
+        die: Called instead, in whatever thread gets there, every time from then on.
+
+    Raises:
+        ValueError: There is no such point.
+    """
+    if point not in CRASH_POINTS:
+        raise ValueError(f"no crash point is called {point!r}; they are: {', '.join(CRASH_POINTS)}")
+    kill = die or partial(os.kill, os.getpid(), signal.SIGKILL)
+    left = itertools.count(after, -1)
+
+    def reached(name: str) -> None:
+        if name == point and next(left) <= 0:
+            kill()
+
+    Env.crash_point = staticmethod(reached)
 
 
 def _crashes(ref: AgentRef[Any]) -> int:

@@ -29,6 +29,7 @@ from nitinol.journal import MemoryJournal
 from nitinol.messages import Text
 from nitinol.provider import StreamPart
 from nitinol.retry import Retry
+from nitinol.state import AgentState
 from nitinol.testing import ScriptedProvider, call, fail, say
 
 
@@ -66,7 +67,7 @@ class Desk:
 
     def _commit(self, key: str, seq: int) -> None:
         event = events.AgentConfigured(seq=seq, key=key, agent="a", changes={})
-        self.journal.append(key, 1, [event], lambda error: self.bus.publish([event]))
+        self.journal.append(key, 1, [event], AgentState(key, "a"), lambda error: self.bus.publish([event]))
 
     def ephemeral(self, name: str = "tick") -> None:
         """Publish an ephemeral event."""

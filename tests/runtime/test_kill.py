@@ -65,7 +65,7 @@ class Victim:
                 head.key: [events.from_json(event.to_json()) for event in journal.read(head.key)]
                 for head in journal.heads()
             }
-            assert journal.heads(interrupted=True) == []
+            assert journal.heads(active=True) == []
         finally:
             core.close(10.0)
             journal.close()

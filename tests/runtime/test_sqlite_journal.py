@@ -27,7 +27,7 @@ from nitinol.journal import open_journal
 from nitinol.journal.base import Conflict, Opening, verify
 from nitinol.journal.sqlite import SqliteJournal
 from nitinol.messages import Text, Thinking, ToolAnswer, ToolCall
-from nitinol.state import BrokenLog
+from nitinol.state import AgentState, BrokenLog
 from nitinol.testing import Answer, ScriptedProvider
 from nitinol.usage import Usage
 
@@ -60,7 +60,7 @@ class Store:
 
     def appending(self, key: str, epoch: int, *batch: EventBase) -> Future[Exception | None]:
         committed: Future[Exception | None] = Future()
-        self.core.call(self.journal.append, key, epoch, batch, committed.set_result)
+        self.core.call(self.journal.append, key, epoch, batch, after(*batch), committed.set_result)
         return committed
 
     def forget(self, key: str) -> None:
@@ -89,6 +89,11 @@ def store(path: Path) -> Iterator[Store]:
     store = Store(path)
     yield store
     store.close()
+
+
+def after(*batch: EventBase) -> AgentState:
+    """The state by these events alone."""
+    return AgentState(batch[0].key, batch[0].agent, seq=batch[0].seq - 1).fold(batch)
 
 
 def note(key: str, seq: int, text: str = "note") -> EventBase:
@@ -163,10 +168,10 @@ def test_heads_tell_what_is_open_without_reading_logs(store: Store) -> None:
     store.append("parked", 1, queued("parked", 1, "r3"), parked)
     journal = store.journal
     assert [head.key for head in journal.heads()] == ["busy", "done", "parked"]
-    assert [head.key for head in journal.heads(interrupted=True)] == ["busy"]
+    assert [head.key for head in journal.heads(active=True)] == ["busy"]
     head = journal.head("parked")
     assert head is not None
-    assert (head.agent, head.seq, head.open_runs, head.parked) == ("a", 2, 1, True)
+    assert (head.agent, head.seq, head.open_runs, head.state) == ("a", 2, 1, "parked")
     assert (journal.head("empty"), journal.head("nobody")) == (None, None)
 
 
@@ -185,7 +190,7 @@ def test_many_threads_read_while_one_writes(store: Store) -> None:
             for seqs in pool.map(read, range(8)):
                 assert seqs == [*range(1, len(seqs) + 1)]
         store.settle(appended)
-    assert len(journal._idle_readers) <= 8  # pyright: ignore[reportPrivateUsage]
+    assert len(journal._idle) <= 8  # pyright: ignore[reportPrivateUsage]
 
 
 # ---- who may write
@@ -199,10 +204,10 @@ def test_a_stale_incarnation_fails_alone(store: Store) -> None:
     told = [cast("Callable[[object], None]", outcome.set_result) for outcome in outcomes]
     journal = store.journal
     store.core.call(journal.open, "k", told[0])
-    store.core.call(journal.append, "k", 1, [note("k", 1)], told[1])
+    store.core.call(journal.append, "k", 1, [note("k", 1)], after(note("k", 1)), told[1])
     store.core.call(journal.open, "k", told[2])
-    store.core.call(journal.append, "k", 1, [note("k", 2)], told[3])
-    store.core.call(journal.append, "k", 2, [note("k", 2, "new")], told[4])
+    store.core.call(journal.append, "k", 1, [note("k", 2)], after(note("k", 2)), told[3])
+    store.core.call(journal.append, "k", 2, [note("k", 2, "new")], after(note("k", 2, "new")), told[4])
     held.set()
     first, one, second, stale, two = (outcome.result(SOON) for outcome in outcomes)
     assert (first.epoch, second.epoch, [event.seq for event in second.events]) == (1, 2, [1])

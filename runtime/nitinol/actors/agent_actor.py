@@ -38,13 +38,16 @@ from nitinol.errors import (
 )
 from nitinol.hooks import Halt
 from nitinol.inputs import (
+    Answered,
     Cancel,
     Configure,
     Crashed,
     Done,
+    Failed,
     Input,
     Opened,
     Park,
+    Prepared,
     Resolve,
     Send,
     Stop,
@@ -407,7 +410,8 @@ class Cell:
                 done(error)
                 return
             if events:
-                journal.append(self.key, self.epoch, events, partial(committed, events, state))
+                _reach(self.services.env, "before", events)
+                journal.append(self.key, self.epoch, events, state, partial(committed, events, state))
             else:
                 committed(events, state, None)
 
@@ -415,6 +419,7 @@ class Cell:
             if error is not None:  # the store failed, or another decision of the cell came between
                 again()
                 return
+            _reach(self.services.env, "after", events)
             self.committed = state
             self.services.bus.publish(events)
             then()
@@ -464,6 +469,8 @@ class AgentActor(LoopActor):
         """Outcomes of tools that were decided on; should the store fail, they are told again."""
 
     def on_receive(self, message: Any) -> None:
+        if self.services.env.crash_point is not None and type(message) in _OUTCOMES:
+            self.services.env.crash_point(f"after {_OUTCOMES[type(message)].__name__}")
         match message:
             case Request():
                 self._request(message)
@@ -535,8 +542,9 @@ class AgentActor(LoopActor):
         self.working = state
         if isinstance(input, Done):
             self.uncommitted.append(input)
+        _reach(self.services.env, "before", events)
         self.services.journal.append(
-            self.cell.key, self.epoch, events, partial(self._told, events, state, request, input)
+            self.cell.key, self.epoch, events, state, partial(self._told, events, state, request, input)
         )
         return True
 
@@ -550,6 +558,7 @@ class AgentActor(LoopActor):
             elif error is not None:
                 raise error
             else:
+                _reach(self.services.env, "after", events)
                 if isinstance(input, Done):
                     self.uncommitted.remove(input)
                 self._committed(events, state, request)
@@ -612,6 +621,8 @@ class AgentActor(LoopActor):
         services, cell, run, agent = self.services, self.cell, state.run, state.definition
         assert run is not None
         assert agent is not None
+        if services.env.crash_point is not None:
+            services.env.crash_point(f"before {type(effect).__name__}")
         match effect:
             case CallModel():
                 return services.gateway.start(effect, cell, agent, state)
@@ -678,6 +689,21 @@ class AgentActor(LoopActor):
         except HookFailed as error:
             get_logger().warning("agent_stop failed", key=self.cell.key, error=str(error))
         self.cell.stopped()
+
+
+def _reach(env: Env, when: Literal["before", "after"], events: Events) -> None:
+    if env.crash_point is not None:
+        for name in dict.fromkeys(event.type for event in events):
+            env.crash_point(f"{when} {name}")
+
+
+_OUTCOMES: dict[type[Any], type[Any]] = {
+    Answered: CallModel,
+    Failed: CallModel,
+    Prepared: PrepareTool,
+    Done: RunTool,
+}
+"""What an outcome is the outcome of."""
 
 
 def _order(effect: Effect) -> int:

@@ -239,7 +239,7 @@ class WorkerPool:
             job.worker.tell(job)
 
     def _hire(self) -> Any:
-        worker = Worker.start(partial(self.core.call, self._returned))
+        worker = self.env.start_worker(Worker, partial(self.core.call, self._returned))
         self._workers.add(worker)
         return worker
 

@@ -1,13 +1,38 @@
-"""The contract of a journal: append-only, keyed by (key, seq), with an epoch that says who may write."""
+"""The contract of a journal: append-only, keyed by (key, seq), with an epoch that says who may write.
+
+What stands beside the log is derived from it, row by row, in the same transaction: a `Head` for each key, so that
+finding interrupted agents, due timers and states never reads ten thousand logs.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from decimal import Decimal
+from typing import Protocol, get_args
 
 from nitinol.errors import NitinolError
-from nitinol.events import EventBase
+from nitinol.events import TYPES, EventBase
+from nitinol.machine import Effect, next_due, only_waits
+from nitinol.state import Activity, AgentState
+from nitinol.usage import NO_USAGE, Usage
+
+CRASH_POINTS: tuple[str, ...] = tuple(
+    f"{when} {what}"
+    for what in (
+        *(name for name, event_class in TYPES.items() if event_class.durable),
+        *(effect.__name__ for effect in get_args(Effect) if effect.__name__ not in ("Wait", "AskApproval")),
+        "commit",
+    )
+    for when in ("before", "after")
+)
+"""Where a process may be made to die, for tests: see `testing.crash_at`.
+
+`before run.queued`: such an event is decided, and not committed. `after run.queued`: it is committed, and nothing of
+what that releases has happened: no publish, no answer, no effect. `before CallModel`: the effect is about to start.
+`after CallModel`: its outcome has come, and nothing was decided on it. `before commit`, `after commit`: in the journal's
+writer, around the transaction's COMMIT.
+"""
 
 
 class Conflict(NitinolError):
@@ -28,14 +53,45 @@ class Opening:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """What a journal knows of a key without reading its log."""
+    """What a journal knows of a key without reading its log: the state, in one row."""
 
     key: str
     agent: str
     seq: int
+    state: Activity
+    run_id: str | None
+    """Of the run in progress."""
     open_runs: int
     """Runs that were queued and have not finished."""
-    parked: bool
+    active: bool
+    """An incarnation would have something to do at once: there are open runs, and not all of them wait for people."""
+    due: int | None
+    """Nanoseconds since 1970 when a deadline or an approval expires, whether anybody has opened the key or not."""
+    usage: Usage = NO_USAGE
+    cost: Decimal | None = Decimal(0)
+    messages: int = 0
+    started_at: int = 0
+    last_event_at: int = 0
+
+
+def head_of(state: AgentState) -> Head:
+    """A state in one row."""
+    open_runs = len(state.queue) + (state.run is not None)
+    return Head(
+        key=state.key,
+        agent=state.agent,
+        seq=state.seq,
+        state=state.activity,
+        run_id=state.run.run_id if state.run is not None else None,
+        open_runs=open_runs,
+        active=bool(open_runs) and not state.parked and not only_waits(state),
+        due=next_due(state),
+        usage=state.usage,
+        cost=state.cost,
+        messages=len(state.transcript),
+        started_at=state.started_at,
+        last_event_at=state.last_event_at,
+    )
 
 
 Committed = Callable[[Exception | None], None]
@@ -57,8 +113,13 @@ class Journal(Protocol):
         """Take over a key: everything appended before is in the answer, nothing of an older epoch comes after it."""
         ...
 
-    def append(self, key: str, epoch: int, events: Sequence[EventBase], committed: Committed) -> None:
-        """Commit the events of one decision, all or none. Each gets its `position`."""
+    def append(
+        self, key: str, epoch: int, events: Sequence[EventBase], state: AgentState, committed: Committed
+    ) -> None:
+        """Commit the events of one decision, and what `state`, their fold, says in one row; all or none.
+
+        Each event gets its `position`.
+        """
         ...
 
     def read(self, key: str, after_seq: int = 0, limit: int | None = None) -> Sequence[EventBase]:
@@ -77,8 +138,12 @@ class Journal(Protocol):
         """What is known of a key, if anything was ever written under it."""
         ...
 
-    def heads(self, *, interrupted: bool = False) -> Sequence[Head]:
-        """All keys, or those with open runs that are not parked; in order."""
+    def heads(self, *, active: bool = False) -> Sequence[Head]:
+        """All keys, or those with something to do at once; in order."""
+        ...
+
+    def timers(self, until: int | None = None) -> Sequence[tuple[int, str]]:
+        """When which key is due, in order of time: those due by `until`, or the first one of all."""
         ...
 
     @property

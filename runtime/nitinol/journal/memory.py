@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from nitinol.events import EventBase, stamp
 from nitinol.journal.base import Committed, Conflict, Head, Opening
+from nitinol.state import AgentState
 
 
 class MemoryJournal:
@@ -28,7 +29,9 @@ class MemoryJournal:
         epoch = self._epochs[key] = self._epochs.get(key, 0) + 1
         opened(Opening(epoch, tuple(self._streams.get(key, ()))))
 
-    def append(self, key: str, epoch: int, events: Sequence[EventBase], committed: Committed) -> None:
+    def append(
+        self, key: str, epoch: int, events: Sequence[EventBase], state: AgentState, committed: Committed
+    ) -> None:
         stream = self._streams.setdefault(key, [])
         if self._epochs.get(key) != epoch or events[0].seq != (stream[-1].seq if stream else 0) + 1:
             committed(Conflict(f"agent {key!r}: a stale incarnation (epoch {epoch}) wrote seq {events[0].seq}"))
@@ -62,7 +65,10 @@ class MemoryJournal:
     def head(self, key: str) -> Head | None:
         return None
 
-    def heads(self, *, interrupted: bool = False) -> Sequence[Head]:
+    def heads(self, *, active: bool = False) -> Sequence[Head]:
+        return []
+
+    def timers(self, until: int | None = None) -> Sequence[tuple[int, str]]:
         return []
 
     @property

@@ -1,0 +1,66 @@
+"""Who owns a store: one process, by a lock of the operating system that dies with it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from nitinol.errors import StorageFailed, StoreInUse
+
+NAMING = 1.0
+"""Seconds to find out who owns a store; an owner writes its name right after it took the lock."""
+
+
+def own(path: Path) -> Callable[[], None]:
+    """Take the lock on a store; the lock file beside it says whose it is.
+
+    Returns:
+        How to let go of it.
+
+    Raises:
+        StoreInUse: Another process has it, or this one by another journal.
+        StorageFailed: The lock file cannot be written.
+    """
+    lock_path = path.with_name(path.name + "-lock")
+    try:
+        handle = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        way_out = (
+            "make its directory first"
+            if isinstance(error, FileNotFoundError)
+            else "see that its directory can be written"
+        )
+        raise StorageFailed(f"store {str(path)!r} cannot be opened: {error.strerror}; {way_out}") from error
+    until = time.monotonic() + NAMING
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError:
+            owner = os.pread(handle, 32, 0).decode().strip()
+        # The name may be that of the owner before: the new one is about to write its own.
+        known = owner.isdigit() and _lives(int(owner))
+        if known or time.monotonic() >= until:
+            os.close(handle)
+            name = f"process {owner}" if known else "a process that does not say its name"
+            raise StoreInUse(
+                f"store {str(path)!r} is owned by {name}; stop it, open another store, or look on with read_only=True"
+            )
+        time.sleep(0.001)
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+    return partial(os.close, handle)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,101 @@
+"""The tables of a store, what a failure of SQLite means to a person, and where its file lies."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from nitinol.errors import NewerSchema, StorageFailed
+from nitinol.journal.owner import own
+
+SCHEMA = 2
+
+# No feature newer than SQLite 3.37. `heads`, `timers` and `scopes` say nothing that `events` does not: `verify` rebuilds them.
+TABLES = """
+CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS events (
+    position INTEGER PRIMARY KEY AUTOINCREMENT,
+    key TEXT NOT NULL, seq INTEGER NOT NULL, epoch INTEGER NOT NULL, type TEXT NOT NULL, body BLOB NOT NULL, blobs TEXT,
+    UNIQUE (key, seq)
+);
+CREATE TABLE IF NOT EXISTS runs (run_id TEXT PRIMARY KEY, key TEXT NOT NULL, seq INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS heads (
+    key TEXT PRIMARY KEY, epoch INTEGER NOT NULL, base_seq INTEGER NOT NULL, seq INTEGER NOT NULL, agent TEXT NOT NULL,
+    state TEXT NOT NULL, run_id TEXT, open_runs INTEGER NOT NULL, active INTEGER NOT NULL, usage TEXT NOT NULL, cost TEXT,
+    messages INTEGER NOT NULL, started_at INTEGER NOT NULL, last_event_at INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS heads_active ON heads (key) WHERE active;
+CREATE TABLE IF NOT EXISTS timers (key TEXT PRIMARY KEY, due INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS timers_due ON timers (due);
+CREATE TABLE IF NOT EXISTS scopes (
+    scope TEXT NOT NULL, name TEXT NOT NULL, usage TEXT NOT NULL, cost TEXT NOT NULL, unpriced INTEGER NOT NULL,
+    PRIMARY KEY (scope, name)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS blobs (hash TEXT PRIMARY KEY, body BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS blob_uses (hash TEXT NOT NULL, position INTEGER NOT NULL, PRIMARY KEY (hash, position)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS blob_uses_position ON blob_uses (position);
+"""
+
+
+class Disk(Protocol):
+    """Where the file of a store lies. A simulator gives another than the operating system's."""
+
+    def own(self, path: Path) -> Callable[[], None]:
+        """Become the owner of a store; returns how to let go of it. Raises `StoreInUse`."""
+        ...
+
+    def connect(self, path: Path, *, read_only: bool = False) -> sqlite3.Connection:
+        """A connection, for any thread, one at a time."""
+        ...
+
+
+class LocalDisk:
+    """A file of the operating system's."""
+
+    def own(self, path: Path) -> Callable[[], None]:
+        return own(path)
+
+    def connect(self, path: Path, *, read_only: bool = False) -> sqlite3.Connection:
+        if read_only:
+            # Not `mode=ro`: a reader of a WAL has to write the shared index of it.
+            connection = sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, check_same_thread=False)
+            connection.execute("PRAGMA query_only = ON")
+        else:
+            connection = sqlite3.connect(path, timeout=5.0, isolation_level=None, check_same_thread=False)
+        return connection
+
+
+def found_schema(connection: sqlite3.Connection, path: Path) -> int | None:
+    """The version of a store; `None` where the file is new.
+
+    Raises:
+        NewerSchema: This version of the library does not know it.
+    """
+    if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone() is None:
+        return None
+    row = connection.execute("SELECT value FROM meta WHERE name = 'schema'").fetchone()
+    if row is None:
+        return None
+    if int(row[0]) > SCHEMA:
+        raise NewerSchema(f"store {str(path)!r} has schema {row[0]}; this version knows {SCHEMA}: upgrade nitinol")
+    return int(row[0])
+
+
+def storage_failed(path: Path, what: str, error: Exception) -> StorageFailed:
+    """The error of a store that cannot be `opened`, `read` or `written`, with what a person can do about it."""
+    code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+    way_out = _WAYS_OUT.get(code, "look at its disk and its permissions")
+    return StorageFailed(f"store {str(path)!r} cannot be {what}: {error}; {way_out}")
+
+
+_WAYS_OUT = {
+    sqlite3.SQLITE_NOTADB: "give the path of a store, or of a file that does not exist yet",
+    sqlite3.SQLITE_CORRUPT: "restore it from a backup, or mend it with sqlite3's .recover",
+    sqlite3.SQLITE_FULL: "make room on its disk",
+    sqlite3.SQLITE_IOERR: "see that its disk works and has room",
+    sqlite3.SQLITE_BUSY: "close the program that holds it locked",
+    sqlite3.SQLITE_READONLY: "give this process the right to write it, and its directory",
+    sqlite3.SQLITE_CANTOPEN: "give the path of a file in a directory that this process may write",
+}
