@@ -9,6 +9,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,33 @@ def child(script: str, *arguments: str, env: dict[str, str] | None = None) -> di
         check=True,
     )
     return json.loads(done.stdout.splitlines()[-1])
+
+
+class Stalls:
+    """How long a loop keeps what is due waiting: the longest lag of a timer of a millisecond, while it is on.
+
+    Args:
+        loop: A `nitinol.env.Loop`.
+    """
+
+    def __init__(self, loop: Any) -> None:
+        self._loop = loop
+        self._last: float | None = None
+        self.longest = 0.0
+        """Seconds."""
+        loop.call(self._tick)
+
+    def _tick(self) -> None:
+        now = time.perf_counter()
+        if self._last is not None:
+            self.longest = max(self.longest, now - self._last - 0.001)
+        self._last = now
+        self._loop.call_later(0.001, self._tick)
+
+    def take(self) -> float:
+        """The longest until now; from now on, the next."""
+        longest, self.longest = self.longest, 0.0
+        return longest
 
 
 def percentile(values: Sequence[float], fraction: float) -> float:

@@ -21,6 +21,9 @@ from nitinol.usage import NO_USAGE, Usage
 T = TypeVar("T")
 E = TypeVar("E", bound=ev.EventBase)
 
+FOLD = 1
+"""The version of the fold. Raise it with any change of what `absorb` makes of a log: older snapshots are then not used."""
+
 Activity = Literal["idle", "running", "paused", "cancelling", "parked", "stopped"]
 Stage = Literal["proposed", "waiting", "approval", "running", "done"]
 
@@ -541,4 +544,4 @@ _FIELDS: dict[type, Callable[[Any], tuple[Any, ...]]] = {
     cls: attrgetter(*(item.name for item in fields(cls))) for cls in (AgentState, RunState)
 }
 
-__all__ = ["AgentState", "BrokenLog", "CallState", "Log", "PendingInput", "QueuedRun", "RunState", "estimate_tokens"]
+__all__ = ["FOLD", "AgentState", "BrokenLog", "CallState", "Log", "PendingInput", "QueuedRun", "RunState", "estimate_tokens"]

@@ -254,8 +254,8 @@ class Cell:
             self.open(Opened(woken=True))
 
     def _fold(self, opening: Opening) -> AgentState:
-        blank = AgentState(self.key, self.definition.name, self.definition, seq=opening.base_seq)
-        return blank.fold(opening.events)
+        start = opening.state or AgentState(self.key, self.definition.name, seq=opening.base_seq)
+        return replace(start, definition=self.definition).fold(opening.events)
 
     def suspend(self, actor: AgentActor) -> None:
         """The store failed: what was not committed never was. Fold again once it can be read; no crash is counted."""
@@ -284,8 +284,9 @@ class Cell:
     def _read(self, opening: Opening | Exception) -> None:
         if isinstance(opening, Exception):
             raise opening
-        if opening.events and opening.events[-1].agent != self.definition.name:
-            name = opening.events[-1].agent
+        last = opening.events[-1] if opening.events else opening.state
+        if last is not None and last.agent != self.definition.name:
+            name = last.agent
             raise KeyTaken(
                 f"key {self.key!r} is an agent {name!r} in the store; it cannot be a {self.definition.name!r} too"
             )

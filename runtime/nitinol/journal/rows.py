@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 
 from nitinol import events as ev
 from nitinol.journal.base import Head
+from nitinol.state import FOLD
 from nitinol.usage import NO_USAGE, Usage
 
 KNOWN = 20_000
@@ -22,7 +23,11 @@ KNOWN = 20_000
 _HEAD = "key, agent, seq, state, run_id, open_runs, active, usage, cost, messages, started_at, last_event_at"
 SELECT_HEAD = f"SELECT {_HEAD}, due FROM heads LEFT JOIN timers USING (key)"
 """Gives what `to_head` takes."""
-SELECT_ROW = f"SELECT epoch, base_seq, {_HEAD}, due FROM heads LEFT JOIN timers USING (key)"
+_KEPT = f"FROM snapshots WHERE key = heads.key AND fold = {FOLD}"
+SELECT_ROW = (
+    f"SELECT epoch, base_seq, coalesce((SELECT seq {_KEPT}), 0), coalesce((SELECT length(body) {_KEPT}), 0), {_HEAD}, due"
+    " FROM heads LEFT JOIN timers USING (key)"
+)
 """Gives what `to_row` takes."""
 
 
@@ -35,6 +40,10 @@ class Row:
     """Events up to it were forgotten."""
     head: Head | None = None
     """`None` before its first event."""
+    kept: int = 0
+    """The seq of its snapshot."""
+    kept_size: int = 0
+    """Bytes of it."""
 
     @property
     def seq(self) -> int:
@@ -155,10 +164,10 @@ def save_spent(connection: sqlite3.Connection, at: tuple[str, str], spent: Spent
     )
 
 
-def to_row(epoch: int, base_seq: int, *head: Any) -> Row:
+def to_row(epoch: int, base_seq: int, kept: int, kept_size: int, *head: Any) -> Row:
     """What `SELECT_ROW` gives as a `Row`."""
     known = to_head(*head)
-    return Row(epoch, base_seq, known if known.seq > base_seq else None)
+    return Row(epoch, base_seq, known if known.seq > base_seq else None, kept, kept_size)
 
 
 def to_head(
@@ -190,5 +199,3 @@ def sum_of(bill: Iterable[ev.UsageUpdated]) -> Mapping[tuple[str, str], Spent]:
 @cache
 def _usage() -> TypeAdapter[Usage]:
     return TypeAdapter(Usage)
-
-
