@@ -245,7 +245,7 @@ class SqliteJournal(StoreReader):
                 connection.execute("INSERT INTO runs (run_id, key, seq) VALUES (?, ?, ?)", at)
         for event in events:
             if isinstance(event, UsageUpdated):
-                self._rows.charge(connection, event)
+                self._rows.charge(event)
         row = replace(row, head=head_of(item.state))
         if snapshots.is_due(row.seq - max(row.kept, row.base_seq), row.kept_size):
             row = replace(row, kept=row.seq, kept_size=snapshots.save(connection, item.state))
