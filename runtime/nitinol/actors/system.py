@@ -204,6 +204,10 @@ class System:
             self.core.call_later(self.idle / SWEEPS, self._sweep, self.idle)
 
     def _sweep(self, idle: float) -> None:
+        self.let_sleep(idle)
+        self.core.call_later(idle / SWEEPS, self._sweep, idle)
+
+    def let_sleep(self, idle: float) -> None:
         """Let those sleep that had nothing to do for `idle` seconds."""
         before = self.env.now() - int(idle * 1e9)
         for cell in list(self.cells.values()):
@@ -211,7 +215,6 @@ class System:
                 due = next_due(cell.committed)
                 if due is not None:
                     self._set_alarm(due)
-        self.core.call_later(idle / SWEEPS, self._sweep, idle)
 
     def _ring(self) -> None:
         """Wake who is due, and see when the next one will be."""
