@@ -46,20 +46,20 @@ class Kill:
 def plan(kills: int, seed: int) -> list[Kill]:
     """Mostly at work; but also while the interpreter starts, and while the store is opened and runs recover."""
     chance = random.Random(seed)
-    longest: dict[Moment, float] = {"spawn": 0.3, "opening": 0.2, "busy": 0.5}
+    longest: dict[Moment, float] = {"spawn": 0.3, "opening": 0.2, "busy": 0.9}
     moments = chance.choices(list(longest), weights=(1, 2, 7), k=kills)
     return [Kill(moment, chance.uniform(0.0, longest[moment])) for moment in moments]
 
 
 class DiedByItself(Exception):
-    """A life ended before it was killed."""
+    """A life ended, or said no word for long, before it was killed."""
 
 
 async def run(kills: int, seed: int, folder: Path, progress: Callable[[str], object] = lambda line: None) -> Books:
     """Carry out a plan in an empty folder.
 
     Raises:
-        DiedByItself: The victim ended, or stood still, on its own; with what it said on its standard error.
+        DiedByItself: The victim ended, or stood still, before it was killed; with what it said on its standard error.
     """
     server = await _start("tests.strict_server", str(folder / "served"), str(seed))
     times: list[int] = []
@@ -84,21 +84,22 @@ async def _live(folder: Path, url: str, seed: int, life: int, kill: Kill | None)
     with (folder / "errors").open("a") as errors:
         arguments = [str(folder / "agents.db"), str(folder), url, str(seed), str(life)]
         victim = await _start("tests.chaos_victim", *arguments, *([] if kill else ["last"]), stderr=errors.fileno())
-    word = "spawn"
+    until, words = kill.after if kill else "done", ["spawn"]
     try:
-        until = kill.after if kill else "done"
-        while word not in (until, ""):
-            word = await _word(victim, 10 * SOON if kill is None else SOON)
-        if kill is not None and word:
+        while words[-1] not in (until, ""):
+            words.append(await _word(victim, SOON if kill else 10 * SOON))
+        if kill is not None and words[-1]:
             await asyncio.sleep(kill.delay)
+    except TimeoutError:
+        words.append("silence")
     finally:
         at = time.time_ns()
-        if kill is not None and victim.returncode is None:
+        if victim.returncode is None and (kill is not None or words[-1] != "done"):
             victim.kill()
         code = await victim.wait()
-    if code != (-signal.SIGKILL if kill else 0):
+    if words[-1] != until or code != (-signal.SIGKILL if kill else 0):
         said = (folder / "errors").read_text()[-4000:]
-        raise DiedByItself(f"life {life} ended by itself with {code} after {word!r}:\n{said}")
+        raise DiedByItself(f"life {life} ended with {code} after {words}; it said:\n{said}")
     return at
 
 
@@ -125,11 +126,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"seed {seed}", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="nitinol-chaos-"))
     began = time.monotonic()
-    report = check(asyncio.run(run(options.kills, seed, folder, lambda line: print(line, file=sys.stderr))))
+    try:
+        books = asyncio.run(run(options.kills, seed, folder, lambda line: print(line, file=sys.stderr)))
+    except DiedByItself as error:
+        print(f"NOT as promised, with --seed {seed}; the books are in {folder}: {error}")
+        return 1
+    report = check(books)
     print(report)
-    print(f"seconds: {time.monotonic() - began:.0f}")
+    print(f"{'':-<40}\n{time.monotonic() - began:.0f} seconds, seed {seed}")
     if report.wrong:
-        print(f"\nNOT as promised, with --seed {seed}; the books are in {folder}:", *report.wrong[:50], sep="\n")
+        print(f"\nNOT as promised; the books are in {folder}:", *report.wrong[:50], sep="\n")
         return 1
     for path in folder.iterdir():
         path.unlink()

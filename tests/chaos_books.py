@@ -41,6 +41,8 @@ class Books:
     """When: nanoseconds since 1970."""
     rows: Sequence[tuple[str, int]]
     """Key and seq of each event, in the order of positions, past all of our own code."""
+    errors: Sequence[str]
+    """What the lives said on their standard error, warnings of Python's included."""
     heads: Sequence[Head]
     logs: Mapping[str, Sequence[ev.Event]]
 
@@ -61,7 +63,8 @@ def read(folder: Path, kills: Sequence[int]) -> Books:
         core.close(10.0)
         journal.close()
     told, ran, served = (_lines(folder / name) for name in ("told", "ran", "served"))
-    return Books(told=told, ran=ran, served=served, kills=kills, rows=rows, heads=heads, logs=logs)
+    errors = (folder / "errors").read_text().splitlines()
+    return Books(told=told, ran=ran, served=served, kills=kills, rows=rows, errors=errors, heads=heads, logs=logs)
 
 
 def _lines(path: Path) -> list[Line]:
@@ -110,6 +113,7 @@ def check(books: Books) -> Report:
     _requests(report, books, journal)
     _bill(report, books, journal)
     _executions(report, books, journal)
+    report.promise("lines of errors and warnings", books.errors)
     return report
 
 

@@ -37,7 +37,7 @@ SOON = 60.0
 
 def book(name: str, **line: Any) -> None:
     """Write a line that outlives the process. From any thread."""
-    handle = os.open(BOOKS / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    handle = os.open(BOOKS / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     os.write(handle, json.dumps({**line, "life": LIFE}).encode() + b"\n")
     os.fsync(handle)
     os.close(handle)

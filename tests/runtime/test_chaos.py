@@ -90,6 +90,7 @@ TAMPERED: Sequence[tuple[str, Callable[[Books], Books]]] = [
     ("executions that nobody asked for or allowed", lambda books: run_again(books, token="nobody's")),
     ("executions that nobody asked for or allowed", lambda books: run_again(books, call="x", tool="launch")),
     ("results of tools that did not run", lambda books: replace(books, ran=[])),
+    ("lines of errors and warnings", lambda books: replace(books, errors=["Traceback"])),
 ]
 
 
