@@ -106,7 +106,7 @@ def check(books: Books) -> Report:
     """Hold the books against each other."""
     report, journal = Report(), _Journal(books.logs)
     report.say("kills", len(books.kills))
-    report.say("kills with an attempt or a tool in flight", sum(map(journal.was_at_work, books.kills)))
+    report.say("kills with an attempt or a tool open in the log", sum(map(journal.was_at_work, books.kills)))
     _inputs(report, books, journal)
     _runs(report, books, journal)
     _log(report, books)
@@ -275,11 +275,7 @@ def _log(report: Report, books: Books) -> None:
     report.promise("faults that verify finds", (f"{key!r}: {fault}" for key in found for fault in found[key]))
     report.promise(
         "heads unlike their logs",
-        (
-            f"{head}"
-            for head in books.heads
-            if head.seq != max(seqs.get(head.key, [0])) or head.open_runs or head.parked
-        ),
+        (f"{head}" for head in books.heads if head.seq != max(seqs.get(head.key, [0])) or head.open_runs),
     )
 
 

@@ -21,7 +21,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from nitinol import Agent, Approval, Hooks, ModelInfo, ModelRequest, Prices, RunHandle, Runtime, ToolContext, tool
+from nitinol import (
+    Agent,
+    AgentRef,
+    Approval,
+    Hooks,
+    ModelInfo,
+    ModelRequest,
+    Prices,
+    RunHandle,
+    Runtime,
+    ToolContext,
+    tool,
+)
 from nitinol.errors import AlreadyResolved
 from nitinol.hooks import HookContext
 from nitinol.retry import Retry
@@ -33,6 +45,11 @@ AGENTS = 20
 GENERATION = 5
 """Lives after which the users turn to fresh agents, so that no log grows without end; the old ones finish their runs."""
 SOON = 60.0
+
+
+def key_of(number: int, life: int) -> str:
+    """The agent that a user talks to in a life."""
+    return f"agent-{number:02}.{life // GENERATION:03}"
 
 
 def book(name: str, **line: Any) -> None:
@@ -128,9 +145,9 @@ AGENT = Agent(
 class User:
     """Talks to one agent. What it does is chosen by the seed; when, by the machine."""
 
-    def __init__(self, rt: Runtime, number: int) -> None:
-        self.rt = rt
-        self.key = f"agent-{number:02}.{LIFE // GENERATION:03}"
+    def __init__(self, rt: Runtime, number: int, boss: Boss) -> None:
+        self.rt, self.boss = rt, boss
+        self.key = key_of(number, LIFE)
         self.name = f"{self.key}.{LIFE}"
         self.chance = random.Random(f"{SEED}/{self.name}")
         self.count = 0
@@ -143,7 +160,7 @@ class User:
     async def live(self) -> None:
         """Send and disturb, until the process is killed."""
         ref = self.rt.start(AGENT, key=self.key)
-        await ref.amessages()
+        await self.boss.look(ref)
         while True:
             words = self.words()
             handle = await ref.asend(words, run_id=words)
@@ -184,15 +201,17 @@ class Boss:
         self.count = 0
 
     async def live(self) -> None:
-        """Decide what waits since an earlier life, then whatever comes."""
+        """Decide whatever comes."""
         async with self.rt.subscribe("approval.requested") as requests:
-            for ref in self.rt.agents():
-                await ref.amessages()
-                for call in ref.pending_approvals():
-                    if (handle := ref.current) is not None:
-                        await self.decide(handle, call.call_id)
             async for event in requests:
                 await self.decide(self.rt.handle(event.run_id or ""), event.call_id or "")
+
+    async def look(self, ref: AgentRef[Any]) -> None:
+        """Decide what waits since an earlier life. The agent's log has been read then."""
+        await ref.amessages()
+        for call in ref.pending_approvals():
+            if (handle := ref.current) is not None:
+                await self.decide(handle, call.call_id)
 
     async def decide(self, handle: RunHandle[Any], call_id: str) -> None:
         """By chance; yes, no, or not now."""
@@ -208,28 +227,29 @@ class Boss:
                 book("told", kind=decision, run=handle.run_id, call=call_id, by=by)
 
 
-async def finish(rt: Runtime) -> None:
-    """Let everything that was accepted end."""
-    boss = asyncio.create_task(Boss(rt).live())
-    for ref in rt.agents():
-        await ref.amessages()
-        while (handle := ref.current) is not None:
-            async with asyncio.timeout(SOON):
-                await ended(handle)
-        assert ref.status().pending_count == 0, f"{ref.key} has runs that nobody works on"
-    boss.cancel()
+async def finish(rt: Runtime, boss: Boss) -> None:
+    """Let everything that was accepted end, also where nobody but a person has anything to do."""
+    for life in range(0, LIFE + 1, GENERATION):
+        for ref in [rt.start(AGENT, key=key_of(number, life)) for number in range(AGENTS)]:
+            await boss.look(ref)
+            while (handle := ref.current) is not None:
+                async with asyncio.timeout(SOON):
+                    await ended(handle)
+            assert ref.status().pending_count == 0, f"{ref.key} has runs that nobody works on"
 
 
 async def main() -> None:
     print("opening", flush=True)
     async with Runtime(STORE, agents=[AGENT], drain=0.0) as rt:
-        if LAST:
-            await finish(rt)
-        else:
-            async with asyncio.TaskGroup() as everybody:
-                everybody.create_task(Boss(rt).live())
+        boss = Boss(rt)
+        async with asyncio.TaskGroup() as everybody:
+            decisions = everybody.create_task(boss.live())
+            if LAST:
+                await finish(rt, boss)
+                decisions.cancel()
+            else:
                 for number in range(AGENTS):
-                    everybody.create_task(User(rt, number).live())
+                    everybody.create_task(User(rt, number, boss).live())
     print("done", flush=True)
 
 

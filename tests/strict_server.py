@@ -282,7 +282,9 @@ def choose(request: Mapping[str, Any], chance: random.Random) -> Answer:
     many = 0 if rounds >= ROUNDS or not schemas else chance.choice((0, 0, 1, 1, 1, 2, 3, 4))
     names = chance.sample(sorted(schemas), min(many, len(schemas)))  # several calls are of different tools first
     names += chance.choices(sorted(schemas), k=many - len(names)) if schemas else []
-    calls = [_call(name, schemas[name], chance) for name in names]
+    counts = chance.random() < 0.2  # as simple servers do, whose ids are the same in each answer
+    ids = [f"call_{index}" if counts else f"call_{_word(chance, 24)}" for index in range(len(names))]
+    calls = [_call(id, name, schemas[name], chance) for id, name in zip(ids, names, strict=True)]
     speaks = not calls or chance.random() < 0.3
     text = " ".join(_word(chance, 6) for _ in range(chance.randint(1, 10))) if speaks else None
     prompt = len(json.dumps(request["messages"])) // 4
@@ -291,10 +293,10 @@ def choose(request: Mapping[str, Any], chance: random.Random) -> Answer:
     return Answer(text=text, calls=calls, usage=usage, fault=fault)
 
 
-def _call(name: str, schema: Mapping[str, Any], chance: random.Random) -> Mapping[str, Any]:
+def _call(id: str, name: str, schema: Mapping[str, Any], chance: random.Random) -> Mapping[str, Any]:
     made = {key: _value(_object(kind), chance) for key, kind in _object(schema.get("properties")).items()}
     function = {"name": name, "arguments": json.dumps(made)}
-    return {"id": f"call_{_word(chance, 24)}", "type": "function", "function": function}
+    return {"id": id, "type": "function", "function": function}
 
 
 def _value(schema: Mapping[str, Any], chance: random.Random) -> Any:
