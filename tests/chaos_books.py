@@ -211,8 +211,10 @@ def _inputs(report: Report, books: Books, journal: _Journal) -> None:
             case kind:
                 return bool(journal.resolved.get((run, line["call"], line["by"])) == kind)
 
-    inputs = [line for line in books.told if line["kind"] != "end"]
+    inputs = [line for line in books.told if line["kind"] not in ("end", "try")]
     report.count("inputs accepted", Counter(line["kind"] for line in inputs))
+    tries = Counter(line["run"] for line in books.told if line["kind"] == "try")
+    report.say("sends repeated, as nobody knew of the first", sum(count - 1 for count in tries.values()))
     report.promise("inputs lost", (f"{line}" for line in inputs if not is_kept(line)))
     accepted_twice = [f"run {run!r}" for run, count in journal.queued.items() if count > 1]
     accepted_twice += [f"input {input!r}" for input, fates in journal.inputs.items() if fates.count("queued") > 1]

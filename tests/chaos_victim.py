@@ -17,6 +17,7 @@ import random
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -145,9 +146,10 @@ AGENT = Agent(
 class User:
     """Talks to one agent. What it does is chosen by the seed; when, by the machine."""
 
-    def __init__(self, rt: Runtime, number: int, boss: Boss) -> None:
+    def __init__(self, rt: Runtime, number: int, boss: Boss, unanswered: Sequence[str]) -> None:
         self.rt, self.boss = rt, boss
         self.key = key_of(number, LIFE)
+        self.unanswered = [words for words in unanswered if words.startswith(f"{self.key}.")]
         self.name = f"{self.key}.{LIFE}"
         self.chance = random.Random(f"{SEED}/{self.name}")
         self.count = 0
@@ -161,14 +163,21 @@ class User:
         """Send and disturb, until the process is killed."""
         ref = self.rt.start(AGENT, key=self.key)
         await self.boss.look(ref)
+        for words in self.unanswered:
+            await self.send(ref, words)
         while True:
-            words = self.words()
-            handle = await ref.asend(words, run_id=words)
-            book("told", kind="send", run=words, words=words)
+            handle = await self.send(ref, self.words())
             await asyncio.sleep(self.chance.uniform(0.0, 0.03))
             await self.disturb(self.chance.choice([handle, ref.current or handle]))
             if self.chance.random() < 0.6 or ref.status().pending_count > 2:
                 await ended(handle)
+
+    async def send(self, ref: AgentRef[Any], words: str) -> RunHandle[Any]:
+        """Send words under a run id of their own, which makes it safe to send them again."""
+        book("told", kind="try", run=words)
+        handle = await ref.asend(words, run_id=words)
+        book("told", kind="send", run=words, words=words)
+        return handle
 
     async def disturb(self, handle: RunHandle[Any]) -> None:
         """Steer, follow up, cancel, or let it be."""
@@ -190,6 +199,15 @@ async def ended(handle: RunHandle[Any]) -> None:
     """Wait for a run and book what it came to."""
     result = await handle
     book("told", kind="end", run=handle.run_id, status=result.status, cost=str(result.cost))
+
+
+def unanswered() -> list[str]:
+    """What was sent in an earlier life, and nobody was told whether it was accepted."""
+    if not (BOOKS / "told").exists():
+        return []
+    lines = [json.loads(line) for line in (BOOKS / "told").read_text().splitlines()]
+    answered = {line["run"] for line in lines if line["kind"] == "send"}
+    return sorted({line["run"] for line in lines if line["kind"] == "try"} - answered)
 
 
 class Boss:
@@ -248,8 +266,9 @@ async def main() -> None:
                 await finish(rt, boss)
                 decisions.cancel()
             else:
+                sends = unanswered()
                 for number in range(AGENTS):
-                    everybody.create_task(User(rt, number, boss).live())
+                    everybody.create_task(User(rt, number, boss, sends).live())
     print("done", flush=True)
 
 
