@@ -193,6 +193,13 @@ class Cell:
         self.definition = definition if "model" in changes else definition.replace(model=chosen)
         self.submit(Configure(changes=changes, definition=self.definition))
 
+    def begin_again(self, definition: Agent[Any]) -> None:
+        """Start one that was stopped, by this definition."""
+        self.definition = self.given = definition
+        self.committed = replace(self.committed, definition=definition, next_definition=None)
+        self.life = "opening"
+        self.services.core.call(self.open)
+
     def restart(self, restarts: int, delay: float, by_hand: bool) -> None:
         """For the supervisor: start a new incarnation."""
         self.services.core.call(self._launch, Opened(restarts=restarts, delay=delay, by_hand=by_hand))
@@ -254,8 +261,10 @@ class Cell:
             self.open(Opened(woken=True))
 
     def _fold(self, opening: Opening) -> AgentState:
+        # What is not of the log outlives an incarnation: a run goes on by the definition that it goes by.
+        live, last = self.committed.definition, self.committed.next_definition
         start = opening.state or AgentState(self.key, self.definition.name, seq=opening.base_seq)
-        return replace(start, definition=self.definition).fold(opening.events)
+        return replace(start, definition=live, next_definition=last).fold(opening.events)
 
     def suspend(self, actor: AgentActor) -> None:
         """The store failed: what was not committed never was. Fold again once it can be read; no crash is counted."""
@@ -620,7 +629,6 @@ class AgentActor(LoopActor):
         return (
             not (self.uncommitted or self.held or self.refusal or len(cast("Inbox", self.actor_inbox)))
             and state.seq == self.cell.committed.seq
-            and state.next_definition is None
             and (only_waits(state) or (state.run is None and not state.queue))
             and all(isinstance(effect, AskApproval) for effect in self.in_flight)
             and (self.last_hook is None or self.last_hook.done())

@@ -97,8 +97,6 @@ class System:
         self.failure: Exception | None = None
         """Why nothing can be asked of it any more."""
         self._lock = threading.Lock()
-        if journal.durable:
-            self.core.call(self._begin)
 
     # -- from any thread
 
@@ -120,12 +118,26 @@ class System:
                     f"key {key!r} lives as an agent {cell.definition.name!r}; it cannot be a {agent.name!r} too"
                 )
             elif cell.life == "stopped":
-                cell.definition = cell.given = agent
-                cell.life = "opening"
-                self.core.call(cell.open)
+                cell.begin_again(agent)
             elif cell.given is not agent:
                 cell.redefine(agent)
             return cell
+
+    def begin(self) -> None:
+        """Go on with what was interrupted, and see to those who wait, now and from now on. Once; no log is read for it."""
+        if not self.journal.durable:
+            return
+        for head in self.journal.heads(active=True):
+            if head.agent in self.definitions:
+                self.cell(self.definitions[head.agent], head.key)
+            else:
+                way_out = f"give the definition of {head.agent!r} as agents=, or rt.start it"
+                get_logger().warning(
+                    "an interrupted run waits for its agent", key=head.key, agent=head.agent, way_out=way_out
+                )
+        self.core.call(self._ring)
+        if self.idle is not None:
+            self.core.call(self._sweep, self.idle)
 
     def stored(self, key: str) -> Cell | None:
         """The agent of a key; one that only the store knows is started, if its definition was given."""
@@ -191,19 +203,11 @@ class System:
 
     # -- on the core loop
 
-    def _begin(self) -> None:
-        """Go on with what was interrupted, and see to those who wait, now and from now on."""
-        for head in self.journal.heads(active=True):
-            if head.agent in self.definitions:
-                self.cell(self.definitions[head.agent], head.key)
-            else:
-                name = f"give the definition of {head.agent!r} as agents=, or rt.start it"
-                get_logger().warning("an interrupted run waits for its agent", key=head.key, agent=head.agent, way_out=name)
-        self._ring()
-        if self.idle is not None:
-            self.core.call_later(self.idle / SWEEPS, self._sweep, self.idle)
-
     def _sweep(self, idle: float) -> None:
+        self.let_sleep(idle)
+        self.core.call_later(idle / SWEEPS, self._sweep, idle)
+
+    def let_sleep(self, idle: float) -> None:
         """Let those sleep that had nothing to do for `idle` seconds."""
         before = self.env.now() - int(idle * 1e9)
         for cell in list(self.cells.values()):
@@ -211,7 +215,6 @@ class System:
                 due = next_due(cell.committed)
                 if due is not None:
                     self._set_alarm(due)
-        self.core.call_later(idle / SWEEPS, self._sweep, idle)
 
     def _ring(self) -> None:
         """Wake who is due, and see when the next one will be."""

@@ -108,6 +108,8 @@ class Rows:
 
     def charge(self, row: ev.UsageUpdated) -> None:
         """Count a row of the bill in its scopes."""
+        for _, name in scopes_of(row):
+            name.encode()  # what no store holds fails here, with its decision alone
         self._bill.append(row)
 
     def write(self, connection: sqlite3.Connection) -> None:
