@@ -212,6 +212,11 @@ class AgentState:
             return "cancelling"
         return "paused" if self.run.paused_at is not None else "running"
 
+    def has_open(self, run_id: str) -> bool:
+        """Whether this run is in progress, or waits."""
+        current = self.run is not None and self.run.run_id == run_id
+        return current or any(queued.run_id == run_id for queued in self.queue)
+
     def copy(self) -> AgentState:
         """A draft of its own."""
         new = _copy(self)

@@ -548,7 +548,7 @@ class AgentActor(LoopActor):
     def _request(self, request: Request) -> None:
         request.tries += 1
         try:
-            if isinstance(request.input, Send) and self._known(request.input.run_id):
+            if self._is_known(request):
                 self.cell.settled(request, ())
                 return
             decided = self._decide(request.input, request)
@@ -560,12 +560,15 @@ class AgentActor(LoopActor):
         if self.refusal is not None and isinstance(request.input, Send):
             self.post(Cancel(run_id=request.input.run_id, by="agent_start", status="halted", reason=self.refusal))
 
-    def _known(self, run_id: str) -> bool:
-        """Whether this run was accepted before.
+    def _is_known(self, request: Request) -> bool:
+        """Whether it is a run that was accepted before, by this incarnation or the one that died over it.
 
         Raises:
             ConfigurationError: It is another agent's.
         """
+        if not isinstance(request.input, Send) or (request.input.is_new and request.tries == 1):
+            return False
+        run_id = request.input.run_id
         found = self.services.journal.find_run(run_id)
         if found is not None and found[0] != self.cell.key:
             raise ConfigurationError(
