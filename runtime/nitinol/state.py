@@ -48,6 +48,10 @@ class Log(Sequence[T], Generic[T]):
         new._items, new._length = items, self._length + 1
         return new
 
+    def continues(self, other: Log[T]) -> bool:
+        """Whether it is that version, or one that has grown out of it. Says no where it cannot tell at once."""
+        return self._items is other._items and self._length >= other._length
+
     def __len__(self) -> int:
         return self._length
 
@@ -57,7 +61,8 @@ class Log(Sequence[T], Generic[T]):
     def __getitem__(self, index: slice) -> Sequence[T]: ...
     def __getitem__(self, index: int | slice) -> T | Sequence[T]:
         if isinstance(index, slice):
-            return [self._items[at] for at in range(*index.indices(self._length))]
+            start, stop, step = index.indices(self._length)
+            return self._items[start:stop:step] if step > 0 else [self._items[at] for at in range(start, stop, step)]
         if not -self._length <= index < self._length:
             raise IndexError(index)
         return self._items[index if index >= 0 else self._length + index]

@@ -66,8 +66,10 @@ from nitinol.machine import (
     only_waits,
     step,
 )
+from nitinol.messages import Message
+from nitinol.repair import View
 from nitinol.result import RunResult
-from nitinol.state import AgentState
+from nitinol.state import AgentState, Log
 
 Life = Literal["opening", "up", "asleep", "backoff", "parked", "stopped"]
 Events = Sequence[ev.Event]
@@ -125,7 +127,7 @@ class Cell:
 
     __slots__ = (
         "actor", "backlog", "committed", "deferred", "definition", "epoch", "failure", "given", "key", "life", "reopening",
-        "requests", "services", "writes",
+        "requests", "services", "view", "viewed", "writes",
     )  # fmt: skip
 
     def __init__(self, services: Services, key: str, definition: Agent[Any]) -> None:
@@ -145,6 +147,9 @@ class Cell:
         self.writes = 0
         """Decisions of the cell itself that are not committed yet; no incarnation starts before they are."""
         self.deferred: Opened | None = None
+        self.view: View | None = None
+        """Of `viewed`, the transcript of the last request."""
+        self.viewed: Log[Message] | None = None
 
     # -- from any thread
 
@@ -160,7 +165,7 @@ class Cell:
             else:
                 future.set_result(outcome)
 
-        if not self.services.core.call(self._accept, Request(input, answer, then)):
+        if not self.services.core.call(self.accept, Request(input, answer, then)):
             answer(RuntimeStopped("the runtime was stopped"))
         return future
 
@@ -218,6 +223,12 @@ class Cell:
                 self.backlog = deque()
             self.backlog.append(input)
 
+    def view_of(self, transcript: Log[Message]) -> tuple[tuple[Message, ...], int, int]:
+        if self.view is None or self.viewed is None or not transcript.continues(self.viewed):
+            self.view = View()
+        self.viewed = transcript
+        return self.view.of(transcript)
+
     def ask(self, input: Input) -> asyncio.Future[Events]:
         future: asyncio.Future[Events] = asyncio.get_running_loop().create_future()
 
@@ -252,6 +263,7 @@ class Cell:
         self.actor, self.life = None, "asleep"
         actor.halt()
         self.committed = self.committed.asleep()
+        self.view = self.viewed = None
         return True
 
     def wake(self) -> None:
@@ -332,7 +344,8 @@ class Cell:
         for request in self.requests or ():
             self.actor.post(request)
 
-    def _accept(self, request: Request) -> None:
+    def accept(self, request: Request) -> None:
+        """As `submit`, here and now."""
         stopped = self.services.bus.stopped
         if stopped is not None:
             request.answer(stopped)
