@@ -192,10 +192,10 @@ def recovery(path: Path, count: int, held: bool) -> dict[str, float]:
         for _ in range(count - 1):
             ends.get(600)
     lap("all")
-    found["stall"] = stalls.take()
+    found["all stall"], found["all gc"] = stalls.take()
     rt.stop()
     lap("stop")
-    found["stall of stop"] = stalls.take()
+    found["stop stall"], found["stop gc"] = stalls.take()
     assert len(heads) == count, len(heads)
     assert states <= {"starting", "running", "idle"}, states
     return found
@@ -229,21 +229,12 @@ def main(quick: bool) -> None:
             found = measure.child("journal.py", "--recover", str(copy), str(count), *(["--held"] if held else []))
             found |= {"stop": found["stop"] - found["all"], "stop cpu": found["stop cpu"] - found["all cpu"]}
             for name in names:
+                seconds, spent = found[name], found[f"{name} cpu"]
+                stalls = [f"{found[f'{name} {what}'] * 1000:.0f}" for what in ("stall", "gc") if f"{name} stall" in found]
                 what = WORDS.get(name, name).format("up" if held else "has answered")
-                stall = found.get({"all": "stall", "stop": "stall of stop"}.get(name, ""))
-                shown = "" if stall is None else f"{stall * 1000:.0f}"
-                rows.append(
-                    [
-                        what,
-                        f"{found[name]:.2f}",
-                        f"{found[f'{name} cpu']:.2f}",
-                        f"{found[f'{name} cpu'] / count * 1e6:,.0f}",
-                        shown,
-                    ]
-                )
-        measure.table(
-            ["since the start of the runtime", "s", "CPU s", "CPU us/agent", "longest stall of the core, ms"], rows
-        )
+                rows.append([what, f"{seconds:.2f}", f"{spent:.2f}", f"{spent / count * 1e6:,.0f}", *(stalls or ("", ""))])
+        head = ["since the start of the runtime", "s", "CPU s", "CPU us/agent", "longest stall ms", "longest gc ms"]
+        measure.table(head, rows)
         print(f"  the store has {store.stat().st_size / 1e6:,.0f} MB")
 
 

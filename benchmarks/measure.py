@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import resource
@@ -73,8 +74,12 @@ class Stalls:
     def __init__(self, loop: Any) -> None:
         self._loop = loop
         self._last: float | None = None
+        self._collecting = 0.0
         self.longest = 0.0
         """Seconds."""
+        self.longest_collection = 0.0
+        """Seconds of the longest garbage collection, which stops every thread."""
+        gc.callbacks.append(self._collected)
         loop.call(self._tick)
 
     def _tick(self) -> None:
@@ -84,10 +89,18 @@ class Stalls:
         self._last = now
         self._loop.call_later(0.001, self._tick)
 
-    def take(self) -> float:
-        """The longest until now; from now on, the next."""
-        longest, self.longest = self.longest, 0.0
-        return longest
+    def take(self) -> tuple[float, float]:
+        """The longest lag and the longest garbage collection until now; from now on, the next."""
+        found = self.longest, self.longest_collection
+        self.longest = self.longest_collection = 0.0
+        return found
+
+    def _collected(self, phase: str, _info: object) -> None:
+        now = time.perf_counter()
+        if phase == "start":
+            self._collecting = now
+        else:
+            self.longest_collection = max(self.longest_collection, now - self._collecting)
 
 
 def percentile(values: Sequence[float], fraction: float) -> float:
