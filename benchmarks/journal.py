@@ -118,8 +118,8 @@ def bare_commits(path: Path, each: int, together: int) -> tuple[float, float]:
     return wall, spent
 
 
-def make_store(path: Path, count: int) -> None:
-    """`count` agents, each with 20 messages and a run that was accepted and did not start: copies of a real one's log."""
+def make_store(path: Path, count: int, interrupted: bool = True, words: str = "an answer of some words") -> None:
+    """`count` agents with 20 messages, and a run that was accepted and did not start: copies of a real one's log."""
     from nitinol import Agent, Runtime
     from nitinol import events as ev
     from nitinol.env import Env
@@ -128,7 +128,7 @@ def make_store(path: Path, count: int) -> None:
     from nitinol.testing import ScriptedProvider, say
 
     with Runtime(drain=0.0) as rt:
-        ref = rt.start(Agent(name="bench", model=ScriptedProvider(lambda _: say("an answer of some words"))), key="k")
+        ref = rt.start(Agent(name="bench", model=ScriptedProvider(lambda _: say(words))), key="k")
         for _ in range(10):
             ref.ask("a question of some words", timeout=60)
         log: Sequence[Any] = rt._system.journal.read("k")
@@ -143,11 +143,9 @@ def make_store(path: Path, count: int) -> None:
             values = {field.name: getattr(event, field.name) for field in fields(event)}
             values |= {"key": key, "id": f"{key}#{event.seq}", "run_id": event.run_id and f"{event.run_id}-{number}"}
             copies.append(type(event)(**values))
-        copies.append(
-            ev.RunQueued(
-                seq=len(log) + 1, key=key, agent="bench", run_id=f"open-{number}", prompt=prompt, pending_count=0
-            )
-        )
+        if interrupted:
+            open_run: dict[str, Any] = {"run_id": f"open-{number}", "prompt": prompt, "pending_count": 0}
+            copies.append(ev.RunQueued(seq=len(log) + 1, key=key, agent="bench", **open_run))
         core.call(journal.open, key, lambda opening: None)
         state = AgentState(key, "bench")
         for _, decided in groupby(copies, lambda event: event.ts):  # in the commits that it was made by

@@ -22,6 +22,7 @@ BENCHES = (
     "restarts",
     "journal",
     "long_life",
+    "sleeping",
     "sse",
     "import_time",
 )

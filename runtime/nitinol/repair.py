@@ -64,6 +64,7 @@ class View:
             if message.role != "assistant" or not asks:
                 continue
             given: list[Part] = []
+            answered = rest[index] if index < len(rest) else None
             while index < len(rest) and rest[index].role == "tool":
                 given.extend(rest[index].parts)
                 index += 1
@@ -79,7 +80,8 @@ class View:
                     answer = ToolAnswer(call_id=call.call_id, name=call.name, text=LOST, error=True)
                 ordered.append(answer)
             removed += len(given) - sum(part in given for part in ordered)
-            out.append(Message(role="tool", parts=tuple(ordered)))
+            sound = answered is not None and answered.role == "tool" and answered.parts == tuple(ordered)
+            out.append(answered if answered is not None and sound else Message(role="tool", parts=tuple(ordered)))
         whole = tuple(out), added, removed
         # What the last answer began is looked at again: its results may be still to come, and a user go on speaking.
         length, self._added, self._removed, self._seen = settled

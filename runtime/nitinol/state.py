@@ -43,7 +43,8 @@ class Log(Sequence[T], Generic[T]):
     def append(self, item: T) -> Log[T]:
         """A longer version."""
         new = cast("Log[T]", object.__new__(Log))
-        items = self._items if len(self._items) == self._length else self._items[: self._length]
+        # An empty one is anybody's: its list is never shared.
+        items = self._items if 0 < self._length == len(self._items) else self._items[: self._length]
         items.append(item)
         new._items, new._length = items, self._length + 1
         return new
@@ -74,6 +75,10 @@ class Log(Sequence[T], Generic[T]):
         return isinstance(other, Log) and list(self) == list(other)  # pyright: ignore[reportUnknownArgumentType,reportUnknownVariableType]
 
     __hash__ = None  # type: ignore[assignment]
+
+
+EMPTY: Log[Any] = Log()
+"""No conversation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,9 +246,13 @@ class AgentState:
         return new
 
     def asleep(self) -> AgentState:
-        """What is kept of it in memory while the agent sleeps: all but the conversation."""
+        """What is kept of it in memory while the agent sleeps: all but the conversation.
+
+        What is small is made anew: else it would hold the memory between the messages it was read with.
+        """
         new = self.copy()
-        new.transcript = Log()
+        new.transcript = EMPTY
+        new.usage = replace(self.usage)
         return new
 
     def absorb(self, event: ev.EventBase) -> AgentState:

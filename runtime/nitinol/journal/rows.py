@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import cache, lru_cache
+from sys import intern
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -17,7 +18,7 @@ from nitinol.journal.base import Head
 from nitinol.state import FOLD
 from nitinol.usage import NO_USAGE, Usage
 
-KNOWN = 20_000
+KNOWN = 4_000
 """Rows that the writer remembers; those beyond are read again."""
 
 _HEAD = "key, agent, seq, state, run_id, open_runs, active, usage, cost, messages, started_at, last_event_at"
@@ -188,7 +189,7 @@ def to_head(
 ) -> Head:  # fmt: skip
     """What `SELECT_HEAD` gives as a `Head`."""
     return Head(
-        key=key, agent=agent, seq=seq, state=state, run_id=run_id, open_runs=open_runs, active=bool(active), due=due,
+        key=key, agent=intern(agent), seq=seq, state=intern(state), run_id=run_id, open_runs=open_runs, active=bool(active), due=due,
         usage=NO_USAGE if usage == "{}" else _usage().validate_json(usage),
         cost=None if cost is None else Decimal(cost), messages=messages, started_at=started_at, last_event_at=last_event_at,
     )  # fmt: skip

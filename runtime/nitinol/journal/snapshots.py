@@ -10,6 +10,7 @@ from __future__ import annotations
 import sqlite3
 from dataclasses import fields
 from functools import cache
+from sys import intern
 from typing import Any, cast, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
@@ -64,6 +65,7 @@ def load(connection: sqlite3.Connection, key: str) -> AgentState | None:
         return None
     if state.seq != seq or messages is None:
         return None
+    state.agent = intern(state.agent)
     state.transcript = Log(messages)
     return state
 
