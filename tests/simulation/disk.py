@@ -102,7 +102,7 @@ class SimDisk:
         self._owned = False
         self._number = next(_numbers)
         self._connection: apsw.Connection | None = None
-        self._pages = 0
+        self._pages = self._users = 0
 
     # -- Disk
 
@@ -113,9 +113,21 @@ class SimDisk:
         return partial(setattr, self, "_owned", False)
 
     def connect(self, path: Path, *, read_only: bool = False) -> sqlite3.Connection:
-        if not read_only:
+        self._users += 1
+        return cast("sqlite3.Connection", _Connection(self, path.name))
+
+    def leave(self) -> None:
+        """One of those who share the connection is done with it: the last one closes it.
+
+        A writer that gives up while readers are there leaves SQLite's index of its log alive, as it does with
+        connections of their own: what it could not commit is undone, although it may be in the file.
+        """
+        self._users -= 1
+        if not self._users:
             self.close()
-        return cast("sqlite3.Connection", _Connection(self, path.name, read_only))
+        elif self._connection is not None and self._connection.in_transaction:
+            with suppress(apsw.Error):
+                self._connection.execute("ROLLBACK")
 
     # -- the rest is for the life, and for SQLite
 
@@ -174,8 +186,8 @@ class SimDisk:
 class _Connection:
     """As much of a `sqlite3.Connection` as the journal uses."""
 
-    def __init__(self, disk: SimDisk, name: str, read_only: bool) -> None:
-        self._disk, self._name, self._read_only = disk, name, read_only
+    def __init__(self, disk: SimDisk, name: str) -> None:
+        self._disk, self._name = disk, name
 
     def execute(self, query: str, values: Sequence[Any] = ()) -> _Rows:
         disk = self._disk
@@ -191,8 +203,7 @@ class _Connection:
         return _Rows(rows, connection.last_insert_rowid())
 
     def close(self) -> None:
-        if not self._read_only:
-            self._disk.close()
+        self._disk.leave()
 
 
 class _Rows:

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 from nitinol import Agent, Runtime, errors
 from nitinol import events as ev
-from nitinol.actors.agent_actor import Crash
+from nitinol.actors.agent_actor import Cell, Crash
 from nitinol.env import Loop
 from nitinol.errors import NitinolError, StorageFailed
 from nitinol.handle import RunHandle
@@ -239,6 +239,7 @@ class Life:
                 agents=self.agents,
                 env=self.env,
                 workers=random.choice((2, 32)),
+                idle=random.choice((None, 0.5, 5.0)),
             )
         except Exception as error:
             if not self.dead:
@@ -323,7 +324,7 @@ class Life:
                 await asyncio.sleep(1.0)
                 continue
             async with subscription:
-                for _ in range(random.choice((20, 200, 100_000))):
+                for _ in range(100_000 if self.last else random.choice((20, 200, 100_000))):
                     try:
                         event = await subscription.aget()
                     except StorageFailed:
@@ -421,8 +422,7 @@ class Life:
             case "crash" | "storm":
                 for _ in range(1 if what == "crash" else 8):
                     error = random.choice((Planned("as planned"), Planned("as planned"), SystemExit(1), KeyboardInterrupt()))
-                    cell = ref._cell  # pyright: ignore[reportPrivateUsage]
-                    self.runtime._system.core.call(cell.tell, Crash(error))  # type: ignore[arg-type] # pyright: ignore
+                    self.runtime._system.core.call(_crash, ref._cell, Crash(error))  # pyright: ignore[reportPrivateUsage]
                     await asyncio.sleep(random.random())
             case "stop":
                 await ref.astop()
@@ -483,6 +483,11 @@ class Life:
             if not any(head.open_runs for head in heads) and heads == runtime._system.journal.heads():  # pyright: ignore[reportPrivateUsage]
                 return
             await asyncio.sleep(5.0)
+
+
+def _crash(cell: Cell, message: Crash) -> None:
+    cell.wake()
+    cell.tell(cast("Any", message))
 
 
 class _Records(logging.Handler):
