@@ -114,7 +114,10 @@ class World:
             Life(self, self.numbers.lives + 1, last=True).run()
             self.life = None
             if not self.outside.wrong:
-                check(self)
+                try:
+                    check(self)
+                except NitinolError as error:
+                    self.outside.fail(f"the store that is left cannot be read: {error}")
         finally:
             logger.removeHandler(keeper)
             logger.propagate = before
