@@ -250,7 +250,7 @@ class Cell:
         if self.life != "up" or self.requests or self.writes or actor is None or not actor.rests():
             return False
         self.actor, self.life = None, "asleep"
-        actor.halt()
+        actor.vanish()
         self.committed = self.committed.asleep()
         return True
 
