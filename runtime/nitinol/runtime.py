@@ -465,6 +465,11 @@ class Runtime:
             lambda key, run_id: _result_of(results[0], key, run_id),
         )
         results.append(self._system)
+        try:
+            self._system.begin()
+        except BaseException:
+            self._system.close_loops(1.0)
+            raise
         self._closed = False
         _open.add(self._system)
 
