@@ -71,8 +71,9 @@ class Rows:
         self._due: dict[str, int | None] = {}
         """The timers as they are in the store."""
         self._spent: dict[tuple[str, str], Spent] = {}
-        self._changed: set[str] = set()
-        self._charged: set[tuple[str, str]] = set()
+        # Dicts for their order: what is written, and so where a disk fails, must not hang on the hashes of strings.
+        self._changed: dict[str, None] = {}
+        self._charged: dict[tuple[str, str], None] = {}
 
     def get(self, connection: sqlite3.Connection, key: str) -> Row:
         """A key's row."""
@@ -87,7 +88,7 @@ class Rows:
     def put(self, key: str, row: Row) -> None:
         """Change a key's row."""
         self._rows[key] = row
-        self._changed.add(key)
+        self._changed[key] = None
 
     def charge(self, connection: sqlite3.Connection, row: ev.UsageUpdated) -> None:
         """Count a row of the bill in its scopes."""
