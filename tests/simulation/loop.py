@@ -237,6 +237,8 @@ class SimLoop(asyncio.AbstractEventLoop):
         self._ended = True
         while self._calls:
             self._make_call()
+        self._ready.clear()
+        self._draining = 0
         return True
 
     def _tell_failure(self, task: asyncio.Task[Any]) -> None:

@@ -24,8 +24,12 @@ from nitinol.prices import Prices
 from nitinol.provider import Delta, ModelInfo, ModelRequest, ModelResponse, StreamPart, UsageSoFar
 from nitinol.result import RunResult
 from nitinol.retry import Retry
+from nitinol.tool_spec import Tool
 from nitinol.usage import Usage
 from tests.runtime.test_machine_schedules import faults
+
+LARGE = 70_000
+"""Characters of what the journal keeps beside its log."""
 
 At = tuple[str, int, int]
 """An attempt: run, turn, attempt."""
@@ -124,6 +128,8 @@ class Outside:
         """A tool does what it does."""
         key = ctx.idempotency_key
         text = f"{name} did {key} in life {life.number}"
+        if zlib.crc32(key.encode()) % 40 == 0:
+            text += "!" * LARGE  # too long to stay in the log
         if life.dead:
             return text
         self.trace(f"execution {key} {name}")
@@ -319,8 +325,8 @@ class Watching(Hooks):
         """Looks on."""
 
 
-def some_agents(random: Random) -> Callable[[Any, float], list[Agent[Any]]]:
-    """The definitions of a world; each life makes them anew, for itself."""
+def some_agents(random: Random) -> Callable[[Any, float, Random], list[Agent[Any]]]:
+    """The definitions of a world; each life makes them anew, for itself, and now and then they have changed."""
     options: list[dict[str, Any]] = [
         {
             "name": name,
@@ -337,9 +343,20 @@ def some_agents(random: Random) -> Callable[[Any, float], list[Agent[Any]]]:
         for name in ("clerk", "scout")
     ]
 
-    def make(life: Any, trouble: float) -> list[Agent[Any]]:
+    def make(life: Any, trouble: float, drift: Random) -> list[Agent[Any]]:
         agents: list[Agent[Any]] = []
         for each in options:
+            if drift.random() < 0.15:
+                tools: list[Tool] = each["tools"]
+                match drift.choice(("option", "text", "less", "more")):
+                    case "option":
+                        each["max_turns"] = drift.choice((3, 6, 12))
+                    case "text":
+                        each["tools"] = [tool.replace(description=_other_words(drift)) for tool in tools]
+                    case "less" if len(tools) > 1:
+                        each["tools"] = tools[1:]
+                    case _:
+                        each["tools"] = list(TOOLS)
             given = dict(each)
             hooks = [Watching()] if given.pop("hooked") else []
             fallbacks = [SimProvider(life, "spare", trouble) for _ in range(given.pop("fallbacks"))]
@@ -349,3 +366,14 @@ def some_agents(random: Random) -> Callable[[Any, float], list[Agent[Any]]]:
         return agents
 
     return make
+
+
+def _other_words(random: Random) -> str:
+    return f"Changed, version {random.randint(1, 9)}."
+
+
+def a_conversation(outside: Outside) -> list[Message]:
+    """What went before, as somebody remembers it: not always as a provider would take it."""
+    said = Message(role="user", parts=(Text(outside.say("earlier")),))
+    asked_for = ToolCall(call_id="call_0", name="peek", arguments={})
+    return [said, Message(role="assistant", parts=(asked_for,), provider="sim", model="main")][: outside.random.choice((1, 2, 2))]

@@ -7,7 +7,7 @@ import gc
 import logging
 import zlib
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,12 +23,13 @@ from nitinol.errors import NitinolError, StorageFailed
 from nitinol.handle import RunHandle
 from nitinol.journal.base import CRASH_POINTS, Journal
 from nitinol.journal.sqlite import SqliteJournal
+from nitinol.messages import Message
 from nitinol.runtime import AgentRef
 from nitinol.state import AgentState
 from tests.simulation.checks import check
 from tests.simulation.disk import Fault, Platter, SimDisk
 from tests.simulation.loop import Clockwork, SimEnv, SimLoop, Stuck
-from tests.simulation.outside import Outside, Sent, some_agents
+from tests.simulation.outside import Outside, Sent, a_conversation, some_agents
 
 STORE = Path("/agents.db")
 KEYS = ("clerk/1", "clerk/2", "scout/1")
@@ -41,6 +42,12 @@ REFUSALS = (
     errors.AgentBusy, errors.AgentDown, errors.AgentParked, errors.AgentStopped, errors.AlreadyResolved, errors.NotFound,
     errors.RuntimeStopped, errors.StorageFailed,
 )  # fmt: skip
+
+_MOODS = {
+    "parked": "storm", "resumed": "storm", "agent.stopped": "stop", "reset": "reset", "configured": "set_model",
+    "input": "steer", "cancelling": "cancel", "crashed": "crash", "restarted": "crash", "repaired": "remember",
+}  # fmt: skip
+"""A part of a crash point's name, and what people do to get there."""
 
 OpenJournal = Callable[[Path, SimEnv, Loop, SimDisk], Journal]
 """Opens the journal of a life; a planted bug opens another."""
@@ -144,7 +151,7 @@ class Life:
         self.outside = world.outside
         self.random = random = Random(f"life {number} of {world.seed}")
         self.dead = False
-        self.fault_seen = False
+        self.fault_seen = self.crashed = False
         world.life = self
         world.numbers.lives += 1
         self.clockwork = Clockwork(Random(f"schedule of life {number} of {world.seed}"), world.elapsed)
@@ -155,7 +162,7 @@ class Life:
         self.env.crash_point = self.reach
         self.disk = SimDisk(world.platter, random.choice((1000, 1000, 40, 8)))
         self.disk.dying = lambda: self.die("in a write")
-        self.agents: list[Agent[Any]] = world.make_agents(self, 0.1 if last else random.choice((0.0, 0.15, 0.4)))
+        self.agents: list[Agent[Any]] = world.make_agents(self, 0.1 if last else random.choice((0.0, 0.15, 0.4)), random)
         self.people: SimLoop = self.clockwork.loop("people")
         self.rt: Runtime | None = None
         self.cut = random.random() < 0.5
@@ -164,6 +171,8 @@ class Life:
 
     def _plan(self, random: Random) -> None:
         self.point: str | None = None
+        self.mood: str | None = None
+        """What people like to do in this life, so that it gets to its point."""
         self.passes = 0
         self.moment = LIFETIME
         self.clean = True
@@ -172,7 +181,9 @@ class Life:
         end = random.choices(("point", "moment", "write", "clean"), (55, 12, 15, 18))[0]
         self.clean = end == "clean"
         if end == "point":
-            self.point, self.passes = random.choice(CRASH_POINTS), int(random.random() ** 2 * 6)
+            self.point = random.choice(CRASH_POINTS)
+            self.mood = next((mood for part, mood in _MOODS.items() if part in self.point), None)
+            self.passes = 0 if self.mood else int(random.random() ** 2 * 6)
         elif end == "moment":
             self.moment = random.random() ** 3 * LIFETIME
         elif end == "write":
@@ -232,20 +243,25 @@ class Life:
     def _live(self) -> None:
         random = self.random
         if not self.last and random.random() < 0.25:
-            fault: Fault = random.choice(("full", "write", "sync", "read"))
             begins = random.random() ** 2 * 30
-            self.people.call_later(begins, self._set_fault, fault)
-            self.people.call_later(begins + random.random() ** 2 * 40, self._set_fault, None)
+            for _ in range(random.choice((1, 1, 3))):
+                fault: Fault = random.choice(("full", "write", "sync", "read"))
+                if random.random() < 0.1:
+                    self._set_fault(fault)
+                else:
+                    self.people.call_later(begins, self._set_fault, fault)
+                begins += random.random() ** 2 * 40
+                self.people.call_later(begins, self._set_fault, None)
         try:
             self.rt = Runtime(
                 lambda env, core: self.world.open_journal(STORE, self.env, core, self.disk),
-                agents=self.agents,
+                agents=self.agents[: 1 if not self.last and random.random() < 0.1 else None],
                 env=self.env,
                 workers=random.choice((2, 32)),
                 idle=random.choice((None, 0.5, 5.0)),
             )
         except Exception as error:
-            if not self.dead:
+            if not self.dead and not (isinstance(error, StorageFailed) and self.disk.fault is not None):
                 self.outside.fail(f"life {self.number} cannot begin: {error!r}")
             return
         self.monitor = self._person(self._monitor)
@@ -380,6 +396,10 @@ class Life:
                 return
             except REFUSALS as refusal:
                 self.world.trace(f"refused: {type(refusal).__name__}")
+                if isinstance(refusal, StorageFailed) and not self.fault_seen and not self.dead:
+                    self.outside.fail(f"the disk is well, and somebody is told: {refusal}")
+                if isinstance(refusal, (errors.AgentDown, errors.AgentParked)) and not self.crashed and not self.dead:
+                    self.outside.fail(f"nothing has crashed, and somebody is told: {refusal}")
 
     def _ref(self, key: str) -> AgentRef[Any]:
         name = key.partition("/")[0]
@@ -388,11 +408,12 @@ class Life:
     async def _act(self, random: Random, handles: list[RunHandle[Any]]) -> None:
         outside = self.outside
         ref = self._ref(random.choice(KEYS))
-        what = random.choices(
-            ("send", "again", "steer", "follow_up", "cancel", "wait", "follow", "reset", "set_model", "crash", "storm", "stop", "resume", "look"),
-            (30, 4, 8, 8, 6, 8, 6, 3, 3, 7, 1, 2, 2, 3),
-        )[0]
+        what = random.choices([*_ACTS], [*_ACTS.values()])[0]
+        if self.mood is not None and handles and random.random() < 0.4:
+            what = self.mood
         handle = random.choice(handles) if handles else None
+        if handle is None and outside.sent and random.random() < 0.3:
+            handle = self.runtime.handle(random.choice([*outside.sent]))  # of another life, perhaps
         match what:
             case "again":
                 lost = [sent for sent in outside.sent.values() if sent.state == "sent"]
@@ -422,11 +443,25 @@ class Life:
             case "set_model":
                 await ref.aset_model(random.choice(self.agents).model)
                 self._promise(lambda: outside.counted.update([(ref.key, "agent.configured")]))
+            case "ask":
+                with suppress(TimeoutError):
+                    await ref.aask(outside.say("question"), timeout=random.random() * 20)
+            case "give_up":
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(random.random() ** 4 * 0.1):
+                        await ref.asend(outside.say("nobody waits for"))
+            case "watch":
+                await self._watch(ref.key, random)
+            case "remember":
+                handles.append(await self._send(ref, f"run-{self.world.seed}-{len(outside.sent)}", a_conversation(outside)))
             case "crash" | "storm":
+                self.crashed = True
                 for _ in range(1 if what == "crash" else 8):
                     error = random.choice((Planned("as planned"), Planned("as planned"), SystemExit(1), KeyboardInterrupt()))
                     self.runtime._system.core.call(_crash, ref._cell, Crash(error))  # pyright: ignore[reportPrivateUsage]
                     await asyncio.sleep(random.random())
+                if what == "storm" and random.random() < 0.5:
+                    await ref.aresume()
             case "stop":
                 await ref.astop()
             case "resume":
@@ -438,12 +473,12 @@ class Life:
             case _:
                 handles.append(await self._send(ref, f"run-{self.world.seed}-{len(outside.sent)}"))
 
-    async def _send(self, ref: AgentRef[Any], run_id: str) -> RunHandle[Any]:
+    async def _send(self, ref: AgentRef[Any], run_id: str, messages: Sequence[Message] = ()) -> RunHandle[Any]:
         outside = self.outside
         sent = outside.sent.setdefault(run_id, Sent(ref.key, run_id, outside.accepted.get(ref.key)))
         try:
-            handle = await ref.asend(outside.say("prompt"), run_id=run_id)
-        except errors.AgentBusy:
+            handle = await ref.asend(outside.say("prompt"), run_id=run_id, messages=messages)
+        except (errors.AgentBusy, errors.AgentDown):
             self._promise(lambda: setattr(sent, "state", "refused"))
             raise
         if not self.dead:
@@ -469,6 +504,21 @@ class Life:
         if seqs != sorted(set(seqs)):
             self.outside.fail(f"{handle!r} gave its events as {seqs}")
 
+    async def _watch(self, key: str, random: Random) -> None:
+        """All of a key, for a while: not one durable event is missing in between."""
+        seqs: list[int] = []
+        after = random.choice((0, None))
+        subscription = self.runtime.subscribe(after=after, key=key, maxsize=random.choice((1, 3, 1000)))
+        with suppress(TimeoutError, errors.SubscriptionClosed):
+            async with asyncio.timeout(random.random() * 30), subscription:
+                while True:
+                    event = await subscription.aget()
+                    if event.durable and event.key == key:
+                        seqs.append(event.seq)
+        first = 1 if after == 0 else seqs[0] if seqs else 0
+        if not self.dead and seqs != list(range(first, first + len(seqs))):
+            self.outside.fail(f"who watched {key} after {after} was shown {seqs}")
+
     async def _settle(self) -> None:
         """Everything is well: wake what sleeps, say yes to everything, and wait for all runs to end."""
         runtime = self.runtime
@@ -486,6 +536,13 @@ class Life:
             if not any(head.open_runs for head in heads) and heads == runtime._system.journal.heads():  # pyright: ignore[reportPrivateUsage]
                 return
             await asyncio.sleep(5.0)
+
+
+_ACTS = {
+    "send": 30, "again": 4, "steer": 8, "follow_up": 8, "cancel": 6, "wait": 8, "follow": 5, "watch": 3, "ask": 4, "give_up": 3,
+    "remember": 2, "reset": 3, "set_model": 3, "crash": 7, "storm": 1, "stop": 2, "resume": 2, "look": 3,
+}  # fmt: skip
+"""What people do, and how much they like it."""
 
 
 def _crash(cell: Cell, message: Crash) -> None:
@@ -511,7 +568,7 @@ class _Records(logging.Handler):
 
 _EXPECTED = (
     "event='a tool raised'",
-    "event='agent crashed' agent='clerk' error_type='Planned'",
+    "event='an interrupted run waits for its agent'",
     "error_type='Planned'",
     "error_type='SystemExit'",
     "error_type='KeyboardInterrupt'",
