@@ -16,9 +16,10 @@ import time
 from collections.abc import Iterator
 from functools import partial
 
-from nitinol.journal.base import CRASH_POINTS
 from tests.simulation.planted import BUGS, simulate_with
 from tests.simulation.world import Numbers, Report
+
+from nitinol.journal.base import CRASH_POINTS
 
 
 def main() -> int:

@@ -7,15 +7,16 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from tests.runtime.test_machine_schedules import faults
+from tests.simulation.disk import SimDisk
+
 from nitinol import events as ev
 from nitinol.journal.base import head_of, verify
 from nitinol.journal.reader import StoreReader
 from nitinol.journal.rows import sum_of
 from nitinol.repair import view
 from nitinol.state import AgentState
-from nitinol.usage import NO_USAGE
-from tests.runtime.test_machine_schedules import faults
-from tests.simulation.disk import SimDisk
+from nitinol.usage import NO_USAGE, Usage
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -57,7 +58,9 @@ def check(world: World) -> None:
         if timers.get(key) != head_of(state).due:
             fail(f"{key}: its timer is {timers.get(key)}, and its log says {head_of(state).due}")
         committed = world.committed.get(key)
-        if committed is not None and not _same(AgentState(key, events[0].agent).fold(events[: committed.seq]), committed):
+        if committed is not None and not _same(
+            AgentState(key, events[0].agent).fold(events[: committed.seq]), committed
+        ):
             fail(f"{key}: what its cell held is not the fold of its log")
         for wrong in faults(view(state.transcript)[0]):
             fail(f"{key}: its transcript is refused: {wrong}")
@@ -129,7 +132,7 @@ def _check_model(world: World, log: Sequence[ev.EventBase]) -> None:
     answered: set[tuple[str, int, int]] = set()
     rows: dict[tuple[str, int, int], list[ev.UsageUpdated]] = defaultdict(list)
     agent_usage: dict[str, object] = {}
-    sums = defaultdict(lambda: NO_USAGE)
+    sums: dict[str, Usage] = defaultdict(lambda: NO_USAGE)
     for event in log:
         at = (event.run_id or "", event.turn, event.attempt)
         match event:

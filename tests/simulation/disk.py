@@ -101,7 +101,8 @@ class SimDisk:
         self.dying: Callable[[], object] = self.die
         self._owned = False
         self._number = next(_numbers)
-        self._connection: apsw.Connection | None = None
+        self._connection: Any = None
+        """An `apsw.Connection`, whose types pyright knows only in part."""
         self._pages = self._users = 0
 
     # -- Disk
@@ -131,11 +132,11 @@ class SimDisk:
 
     # -- the rest is for the life, and for SQLite
 
-    def connection(self, name: str) -> apsw.Connection:
+    def connection(self, name: str) -> Any:
         """The one connection that all share: one thread, and no transaction outlives a call."""
         if self._connection is None:
             _disks[self._number] = self
-            connection = apsw.Connection(f"/{self._number}/{name}", vfs=_vfs().name)
+            connection: Any = apsw.Connection(f"/{self._number}/{name}", vfs=_vfs().name)
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")
             connection.execute("PRAGMA temp_store = MEMORY")
             connection.wal_autocheckpoint(0)  # see `settle`
@@ -178,8 +179,9 @@ class SimDisk:
                 self.dying()
         if self.fault in faults and not self.dead:
             self.faults += 1
-            raise apsw.FullError("the simulated disk is full") if self.fault == "full" else apsw.IOError(
-                f"the simulated disk cannot {self.fault}"
+            full = self.fault == "full"
+            raise (apsw.FullError if full else apsw.IOError)(
+                f"the simulated disk {'is' if full else 'cannot'} {self.fault}"
             )
 
 
@@ -250,23 +252,23 @@ class _Handle:
         self._fresh = fresh
         """Its first sync is one of the directory too, as SQLite does for its logs."""
 
-    def xRead(self, amount: int, offset: int) -> bytes:  # noqa: N802
+    def xRead(self, amount: int, offset: int) -> bytes:
         self._disk.check("read")
         return bytes(self._inode.content[offset : offset + amount])
 
-    def xWrite(self, data: bytes, offset: int) -> None:  # noqa: N802
+    def xWrite(self, data: bytes, offset: int) -> None:
         disk = self._disk
         grows = offset + len(data) > len(self._inode.content)
         disk.check("write", *(("full",) if grows else ()))  # what is there can be written over
         if not disk.dead:
             self._inode.change(offset, bytes(data))
 
-    def xTruncate(self, size: int) -> None:  # noqa: N802
+    def xTruncate(self, size: int) -> None:
         self._disk.check("write")
         if not self._disk.dead:
             self._inode.change(size, None)
 
-    def xSync(self, flags: int) -> None:  # noqa: N802
+    def xSync(self, flags: int) -> None:
         self._disk.check("sync")
         platter = self._disk.platter
         if not self._disk.dead:
@@ -277,28 +279,28 @@ class _Handle:
             elif platter.names.get(self._name) is self._inode:
                 platter.durable[self._name] = self._inode
 
-    def xFileSize(self) -> int:  # noqa: N802
+    def xFileSize(self) -> int:
         return len(self._inode.content)
 
-    def xLock(self, level: int) -> None:  # noqa: N802
+    def xLock(self, level: int) -> None:
         """There is one connection."""
 
-    def xUnlock(self, level: int) -> None:  # noqa: N802
+    def xUnlock(self, level: int) -> None:
         """There is one connection."""
 
-    def xCheckReservedLock(self) -> bool:  # noqa: N802
+    def xCheckReservedLock(self) -> bool:
         return False
 
-    def xFileControl(self, op: int, ptr: int) -> bool:  # noqa: N802
+    def xFileControl(self, op: int, ptr: int) -> bool:
         return False
 
-    def xSectorSize(self) -> int:  # noqa: N802
+    def xSectorSize(self) -> int:
         return SECTOR
 
-    def xDeviceCharacteristics(self) -> int:  # noqa: N802
+    def xDeviceCharacteristics(self) -> int:
         return int(apsw.SQLITE_IOCAP_POWERSAFE_OVERWRITE)
 
-    def xClose(self) -> None:  # noqa: N802
+    def xClose(self) -> None:
         """Nothing to do."""
 
 
@@ -310,7 +312,7 @@ class _Vfs(apsw.VFS):
     def __init__(self) -> None:
         super().__init__(self.name, "")
 
-    def xOpen(self, name: Any, flags: list[int]) -> Any:  # noqa: N802
+    def xOpen(self, name: Any, flags: list[int]) -> Any:
         disk, file = _find(name if isinstance(name, str) else name.filename())
         inode = disk.platter.names.get(file)
         logs = apsw.SQLITE_OPEN_WAL | apsw.SQLITE_OPEN_MAIN_JOURNAL
@@ -323,11 +325,11 @@ class _Vfs(apsw.VFS):
         flags[1] = flags[0]
         return _Handle(disk, file, inode, fresh)
 
-    def xAccess(self, pathname: str, flags: int) -> bool:  # noqa: N802
+    def xAccess(self, pathname: str, flags: int) -> bool:
         disk, file = _find(pathname)
         return file in disk.platter.names
 
-    def xDelete(self, filename: str, syncdir: bool) -> None:  # noqa: N802
+    def xDelete(self, filename: str, syncdir: bool) -> None:
         disk, file = _find(filename)
         disk.check("write")
         if not disk.dead:
@@ -335,7 +337,7 @@ class _Vfs(apsw.VFS):
             if syncdir:
                 disk.platter.durable.pop(file, None)
 
-    def xFullPathname(self, name: str) -> str:  # noqa: N802
+    def xFullPathname(self, name: str) -> str:
         return name
 
 

@@ -134,7 +134,11 @@ class Clockwork:
             loop.listed = False
 
 
-class SimLoop(asyncio.AbstractEventLoop):
+_EventLoop: Any = asyncio.AbstractEventLoop
+"""Untyped, as much of it is left out that nobody here asks for: sockets, processes, signals."""
+
+
+class SimLoop(_EventLoop):  # type: ignore[misc] # pyright: ignore[reportUntypedBaseClass] # see there
     """A `Loop` of the runtime's, and an event loop for what runs on it."""
 
     def __init__(self, clockwork: Clockwork, name: str) -> None:
@@ -175,6 +179,8 @@ class SimLoop(asyncio.AbstractEventLoop):
             self._draining -= 1
             self._make_call()
             return
+        if not self._ready:  # it has been closed since it was listed
+            return
         handle = self._ready.popleft()
         if handle is None:
             self._woken = False
@@ -197,7 +203,7 @@ class SimLoop(asyncio.AbstractEventLoop):
         self._ended = True
         for task in list(self._tasks):
             if not task.done():
-                task._log_destroy_pending = False  # type: ignore[attr-defined] # pyright: ignore[reportAttributeAccessIssue]
+                task._log_destroy_pending = False  # pyright: ignore[reportAttributeAccessIssue]
                 with suppress(BaseException):
                     task.get_coro().close()  # type: ignore[union-attr] # pyright: ignore[reportOptionalMemberAccess]
         self._tasks.clear()
@@ -223,7 +229,7 @@ class SimLoop(asyncio.AbstractEventLoop):
     def is_current(self) -> bool:
         return self.clockwork.current is self
 
-    def close(self, timeout: float = 0.0) -> bool:  # type: ignore[override] # pyright: ignore[reportIncompatibleMethodOverride] # both a Loop and an asyncio loop
+    def close(self, timeout: float = 0.0) -> bool:
         if self._ended or self.clockwork.current is not None:
             return self._ended
         ended = asyncio.Event()
@@ -250,28 +256,30 @@ class SimLoop(asyncio.AbstractEventLoop):
     def time(self) -> float:
         return self.clockwork.elapsed / 1e9
 
-    def call_soon(self, callback: Callable[..., object], *args: Any, context: Any = None) -> asyncio.Handle:
-        handle = asyncio.Handle(callback, args, self, context)
+    def call_soon(self, function: Callable[..., object], *args: Any, context: Any = None) -> asyncio.Handle:
+        handle = asyncio.Handle(function, args, self, context)
         if not self._ended:
             self.put(handle)
         return handle
 
     call_soon_threadsafe = call_soon
 
-    def call_later(self, delay: float, callback: Callable[..., object], *args: Any, context: Any = None) -> Any:
-        handle = asyncio.Handle(callback, args, self, context)
+    def call_later(
+        self, delay: float, function: Callable[..., object], *args: Any, context: Any = None
+    ) -> asyncio.Handle:
+        handle = asyncio.Handle(function, args, self, context)
         if not self._ended:
             self.clockwork.at(self.clockwork.elapsed + max(int(delay * 1e9), 0), handle, self)
         return handle
 
-    def call_at(self, when: float, callback: Callable[..., object], *args: Any, context: Any = None) -> Any:
-        return self.call_later(when - self.time(), callback, *args, context=context)
+    def call_at(self, when: float, function: Callable[..., object], *args: Any, context: Any = None) -> asyncio.Handle:
+        return self.call_later(when - self.time(), function, *args, context=context)
 
     def create_future(self) -> asyncio.Future[Any]:
         return asyncio.Future(loop=self)
 
-    def create_task(self, coro: Any, *, name: str | None = None, context: Any = None) -> asyncio.Task[Any]:
-        task: asyncio.Task[Any] = asyncio.Task(coro, loop=self, name=name or self.name, context=context)
+    def create_task(self, coro: Any, *, name: str | None = None, **options: Any) -> asyncio.Task[Any]:
+        task: asyncio.Task[Any] = asyncio.Task(coro, loop=self, name=name or self.name, **options)
         self._tasks[task] = None
         if len(self._tasks) >= 64:
             self._tasks = {task: None for task in self._tasks if not task.done()}
@@ -339,13 +347,16 @@ class SimEnv(Env):
         """The real worker, with time instead of a thread: some before its job runs, some after it has run."""
         box = _Letterbox(self, self._workers)
 
-        class Worker(actor_class):  # type: ignore[misc,valid-type] # whichever it is
+        class Worker(actor_class):  # type: ignore[misc] # whichever it is
             @staticmethod
             def _create_actor_inbox() -> Any:
                 return box
 
         def later(told: Any) -> Any:
-            return lambda *outcome: self._workers.call_later(self.pace(), told, *outcome) if callable(told) else told
+            def tell(*outcome: Any) -> None:
+                self._workers.call_later(self.pace(), told, *outcome)
+
+            return tell if callable(told) else told
 
         worker = Worker(*(later(arg) for arg in args))
         box.handle = worker._handle_receive

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Protocol
 
-from nitinol import Agent, Approval, Block, Budget, Hooks, ToolContext, ToolError, tool
-from nitinol import errors
+from tests.runtime.test_machine_schedules import faults
+
+from nitinol import Agent, Approval, Block, Budget, Hooks, ToolContext, ToolError, errors, tool
 from nitinol import events as ev
 from nitinol.hooks import HookContext
 from nitinol.http import Http
@@ -26,7 +27,6 @@ from nitinol.result import RunResult
 from nitinol.retry import Retry
 from nitinol.tool_spec import Tool
 from nitinol.usage import Usage
-from tests.runtime.test_machine_schedules import faults
 
 LARGE = 70_000
 """Characters of what the journal keeps beside its log."""
@@ -294,12 +294,16 @@ def _answer(outside: Outside, request: ModelRequest) -> list[Part]:
         names = [tool.name for tool in request.tools]
         for number in range(random.choice((1, 1, 1, 2, 3))):
             name = random.choice(names) if random.random() < 0.97 else "missing"
-            call_id = f"call_{number}" if random.random() < 0.9 else "call_0"  # the same in every turn, and in an answer
+            call_id = (
+                f"call_{number}" if random.random() < 0.9 else "call_0"
+            )  # the same in every turn, and in an answer
             arguments: dict[str, Any] = {"text": outside.say("argument")}
             if random.random() < 0.04:
                 arguments = {"wrong": 1}
             malformed = "{oops" if random.random() < 0.04 else None
-            parts.append(ToolCall(call_id=call_id, name=name, arguments={} if malformed else arguments, malformed=malformed))
+            parts.append(
+                ToolCall(call_id=call_id, name=name, arguments={} if malformed else arguments, malformed=malformed)
+            )
     elif random.random() < 0.02:
         return [Text("")]
     return parts
@@ -376,4 +380,6 @@ def a_conversation(outside: Outside) -> list[Message]:
     """What went before, as somebody remembers it: not always as a provider would take it."""
     said = Message(role="user", parts=(Text(outside.say("earlier")),))
     asked_for = ToolCall(call_id="call_0", name="peek", arguments={})
-    return [said, Message(role="assistant", parts=(asked_for,), provider="sim", model="main")][: outside.random.choice((1, 2, 2))]
+    return [said, Message(role="assistant", parts=(asked_for,), provider="sim", model="main")][
+        : outside.random.choice((1, 2, 2))
+    ]

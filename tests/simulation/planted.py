@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
+
+from tests.simulation.disk import SimDisk
+from tests.simulation.world import OpenJournal, Report, simulate
 
 from nitinol.actors import gateway
 from nitinol.env import Env, Loop
@@ -16,8 +19,6 @@ from nitinol.journal.schema import Disk
 from nitinol.journal.sqlite import SqliteJournal
 from nitinol.messages import Message
 from nitinol.state import AgentState
-from tests.simulation.disk import SimDisk
-from tests.simulation.world import OpenJournal, Report, simulate
 
 
 class _DropsOne(SqliteJournal):
@@ -49,31 +50,31 @@ class _SwapsTwo(SqliteJournal):
 
 
 @contextmanager
-def drop_one_commit() -> Iterator[OpenJournal]:
+def drop_one_commit() -> Generator[OpenJournal, None, None]:
     """A commit is acknowledged, and not made."""
     yield _DropsOne
 
 
 @contextmanager
-def swap_two_events() -> Iterator[OpenJournal]:
+def swap_two_events() -> Generator[OpenJournal, None, None]:
     """Two events of a commit change places."""
     yield _SwapsTwo
 
 
 @contextmanager
-def acknowledge_before_sync() -> Iterator[OpenJournal]:
+def acknowledge_before_sync() -> Generator[OpenJournal, None, None]:
     """A commit is acknowledged once it is in the page cache. Only a power cut tells."""
 
     def open_journal(path: Path, env: Env, core: Loop, disk: Disk) -> SqliteJournal:
         assert isinstance(disk, SimDisk)
-        disk.synchronous = "OFF"
+        disk.synchronous = "NORMAL"  # what SQLite takes to be enough for most
         return SqliteJournal(path, env, core, disk)
 
     yield open_journal
 
 
 @contextmanager
-def skip_the_repair() -> Iterator[OpenJournal]:
+def skip_the_repair() -> Generator[OpenJournal, None, None]:
     """A model is sent the transcript as it is."""
 
     def view(messages: Sequence[Message]) -> tuple[tuple[Message, ...], int, int]:
@@ -96,7 +97,7 @@ class _Hasty(SqliteJournal):
 
 
 @contextmanager
-def start_before_the_commit() -> Iterator[OpenJournal]:
+def start_before_the_commit() -> Generator[OpenJournal, None, None]:
     """An effect starts before its commit."""
     yield _Hasty
 
@@ -116,7 +117,7 @@ def simulate_with(seed: int, bug: str | None = None, tell: Callable[[str], objec
 
 
 @contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+def _replaced(owner: Any, name: str, value: Any) -> Generator[None, None, None]:
     before = getattr(owner, name)
     setattr(owner, name, value)
     try:

@@ -101,7 +101,7 @@ class Rows:
                 spent = Spent() if found is None else to_spent(*found)
             charged[at] = spent.plus(row)
         self._spent.update(charged)
-        self._charged.update(charged)
+        self._charged.update(dict.fromkeys(charged))
 
     def write(self, connection: sqlite3.Connection) -> None:
         """Write what has changed, before the transaction is committed."""
