@@ -203,9 +203,10 @@ class SimLoop(_EventLoop):  # type: ignore[misc] # pyright: ignore[reportUntyped
         self._ended = True
         for task in list(self._tasks):
             if not task.done():
-                task._log_destroy_pending = False  # pyright: ignore[reportAttributeAccessIssue]
+                setattr(task, "_log_destroy_pending", False)  # noqa: B010 # asyncio's own switch, which no stub knows
+                coroutine: Any = task.get_coro()
                 with suppress(BaseException):
-                    task.get_coro().close()  # type: ignore[union-attr] # pyright: ignore[reportOptionalMemberAccess]
+                    coroutine.close()
         self._tasks.clear()
         self._ready.clear()
         self._calls.clear()
