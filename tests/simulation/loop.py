@@ -15,7 +15,7 @@ from contextlib import suppress
 from random import Random
 from typing import Any
 
-from nitinol.env import Env
+from nitinol.env import AT_ONCE, Env
 
 STEP = 40_000
 """Nanoseconds that a callback takes at most."""
@@ -178,13 +178,16 @@ class SimLoop(_EventLoop):  # type: ignore[misc] # pyright: ignore[reportUntyped
         if self._draining:
             self._draining -= 1
             self._make_call()
+            if not self._draining and self._calls and not self._woken:
+                self._woken = True
+                self._ready.append(None)
             return
         if not self._ready:  # it has been closed since it was listed
             return
         handle = self._ready.popleft()
         if handle is None:
             self._woken = False
-            self._draining = len(self._calls)
+            self._draining = min(len(self._calls), AT_ONCE)
         elif not handle.cancelled():
             try:
                 handle._run()

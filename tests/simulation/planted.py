@@ -11,14 +11,14 @@ from typing import Any, cast
 from tests.simulation.disk import SimDisk
 from tests.simulation.world import OpenJournal, Report, simulate
 
-from nitinol.actors import gateway
+from nitinol.actors.agent_actor import Cell
 from nitinol.env import Env, Loop
 from nitinol.events import EventBase, stamp
 from nitinol.journal.base import Committed
 from nitinol.journal.schema import Disk
 from nitinol.journal.sqlite import SqliteJournal
 from nitinol.messages import Message
-from nitinol.state import AgentState
+from nitinol.state import AgentState, Log
 
 
 class _DropsOne(SqliteJournal):
@@ -77,10 +77,10 @@ def acknowledge_before_sync() -> Generator[OpenJournal, None, None]:
 def skip_the_repair() -> Generator[OpenJournal, None, None]:
     """A model is sent the transcript as it is."""
 
-    def view(messages: Sequence[Message]) -> tuple[tuple[Message, ...], int, int]:
-        return tuple(messages), 0, 0
+    def view_of(cell: Cell, transcript: Log[Message]) -> tuple[tuple[Message, ...], int, int]:
+        return tuple(transcript), 0, 0
 
-    with _replaced(gateway, "view", view):
+    with _replaced(Cell, "view_of", view_of):
         yield SqliteJournal
 
 

@@ -262,8 +262,10 @@ class SqliteJournal(StoreReader):
 
     def _connect(self) -> sqlite3.Connection:
         connection = self._writer = self._disk.connect(self.path)
+        # FULL, and more until there is a WAL: a power cut must not bring back the journal of the file's first commit, which
+        # would roll it back to nothing, and the WAL with it.
+        connection.execute("PRAGMA synchronous = EXTRA")
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA secure_delete = ON")  # what is forgotten is not left in free pages
         return connection
 
