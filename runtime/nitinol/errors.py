@@ -18,6 +18,7 @@
       StorageFailed             the store cannot be read or written; agents wait until it can
         StoreInUse              another process owns it
         NewerSchema             a newer version wrote it
+      ReadOnly                  a runtime with `read_only=True` was asked to change something; its store's owner can
       WouldDeadlock             a blocking call on one of the runtime's own loops
       SubscriptionClosed        no more events will come
       SubscriptionOverflow      a subscription with `overflow="close"` fell behind
@@ -110,6 +111,10 @@ class StoreInUse(StorageFailed):
 
 class NewerSchema(StorageFailed):
     """A newer version of Nitinol wrote the store."""
+
+
+class ReadOnly(NitinolError):
+    """A runtime that only looks on, `Runtime(store, read_only=True)`, was asked to change something."""
 
 
 class WouldDeadlock(NitinolError, RuntimeError):

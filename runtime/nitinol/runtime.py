@@ -38,7 +38,7 @@ from nitinol.inputs import (
     Send,
     Stop,
 )
-from nitinol.journal import Store, open_journal
+from nitinol.journal import Store, open_journal, open_read_only
 from nitinol.machine import (
     GRACE,
 )
@@ -420,12 +420,18 @@ class Runtime:
         store: Where the journal is kept: a path, `sqlite:///path`, `None` for in memory, as long-lived as the process, or
             a function of `(env, core)` that opens a `Journal` of your own.
         agents: Definitions that the runtime knows by name; runs of theirs that were interrupted go on at once.
+        read_only: Look on, beside the owner of a store or where none lives: subscriptions follow what it commits (not its
+            deltas), and all that tells of agents and runs answers from the store, which `get`, `agents`, `status` and
+            `tree` then read. `get` and `agents` give every agent of the store; definitions are needed only for typed
+            output, here or by `start`, which gives an agent of the store, and starts none. Whatever would change
+            something raises `ReadOnly`.
         workers: Threads for tools that are plain functions, shared fairly by all agents.
         drain: Seconds that open runs get on a clean stop.
         shutdown: Seconds within which a stop ends, come what may.
 
     Raises:
         ConfigurationError: An option is wrong.
+        StorageFailed: The store cannot be opened: `StoreInUse` where another process owns it; for `read_only`, there is none.
     """
 
     def __init__(
@@ -433,6 +439,7 @@ class Runtime:
         store: Store = None,
         *,
         agents: Sequence[Agent[Any]] = (),
+        read_only: bool = False,
         workers: int = 32,
         drain: float = 10.0,
         shutdown: float = 30.0,
@@ -449,9 +456,14 @@ class Runtime:
             if self._definitions.setdefault(agent.name, agent) is not agent:
                 raise ConfigurationError(f"two agents are called {agent.name!r}")
         results: list[System] = []
-        self._system = System(
-            env or Env(), partial(open_journal, store), workers, lambda key, run_id: _result_of(results[0], key, run_id)
-        )
+        result_of = partial(_result_of_first, results)
+        if read_only:
+            from nitinol.actors.follower import Follower  # which brings sqlite3
+
+            open_store = partial(open_read_only, store)
+            self._system: System = Follower(env or Env(), open_store, self._definitions, result_of)
+        else:
+            self._system = System(env or Env(), partial(open_journal, store), workers, result_of)
         results.append(self._system)
         for head in self._system.journal.heads(active=True):
             if head.agent in self._definitions:
@@ -476,9 +488,7 @@ class Runtime:
         definition = self._definition(agent)
         if key is not None and not key:
             raise ConfigurationError("key='' names no agent; leave it out for a fresh one")
-        if providers.overridden() is None:
-            for model in definition.models:
-                providers.resolve(model)
+        self._system.check_models(definition)
         cell = self._system.cell(
             definition, key if key is not None else f"{definition.name}/{self._system.env.new_id()}"
         )
@@ -499,7 +509,7 @@ class Runtime:
     def agents(self, pattern: str = "*") -> list[AgentRef[Any]]:
         """The live agents whose key matches a shell pattern, in order of their keys. Never waits."""
         self._system.check()
-        cells = sorted(self._system.cells.copy().items())
+        cells = sorted(self._system.everyone().items())
         return [
             AgentRef(self._system, cell, cell.definition.output) for key, cell in cells if fnmatchcase(key, pattern)
         ]
@@ -587,9 +597,7 @@ class Runtime:
 
     def publish(self, name: str, payload: Mapping[str, Any] | None = None) -> None:
         """Publish an ephemeral event of your own, as `custom`. From any thread; never waits."""
-        self._system.check()
-        event = ev.Custom(ts=self._system.env.now(), name=name, payload=dict(payload or {}))
-        self._system.core.call(self._system.publish, event)
+        self._system.announce(ev.Custom(ts=self._system.env.now(), name=name, payload=dict(payload or {})))
 
     # -- the tree
 
@@ -597,14 +605,11 @@ class Runtime:
         """The supervision tree. Never waits."""
         system = self._system
         agents = tuple(
-            TreeNode(id=key, kind="worker", state=AgentRef(system, cell, None).status().state)
-            for key, cell in sorted(system.cells.copy().items())
+            TreeNode(id=key, kind="worker", state=_WORDS.get(life, activity))
+            for key, life, activity in system.outline()
         )
         parts = (
-            TreeNode(id="journal", kind="worker", state="running"),
-            TreeNode(id="bus", kind="worker", state="running"),
-            TreeNode(id="gateway", kind="worker", state="running"),
-            TreeNode(id="pool", kind="supervisor", state=f"{system.workers} workers"),
+            *(TreeNode(id=id, kind=kind, state=state) for id, kind, state in system.parts()),
             TreeNode(id="agents", kind="supervisor", state="running", children=agents),
         )
         failure = system.failure
@@ -666,7 +671,7 @@ class Runtime:
 
     def _cell(self, key: str) -> Cell | None:
         """The live agent of a key; one that only the store knows is started, if its definition was given."""
-        cell = self._system.cells.get(key)
+        cell = self._system.find(key)
         if cell is None:
             head = self._system.journal.head(key)
             if head is not None and head.agent in self._definitions:
@@ -685,7 +690,8 @@ class Runtime:
         return known
 
 
-def _result_of(system: System, key: str, run_id: str) -> RunResult[Any]:
+def _result_of_first(systems: Sequence[System], key: str, run_id: str) -> RunResult[Any]:
+    system = systems[0]  # which is made with this function
     cell = system.cells.get(key)
     return result_of(system, key, run_id, None if cell is None else cell.definition.output)
 

@@ -14,12 +14,13 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import pykka
 
 from nitinol import events as ev
-from nitinol.actors.agent_actor import Cell, Services
+from nitinol import provider as providers
+from nitinol.actors.agent_actor import Cell, Life, Services
 from nitinol.actors.bus import EventBus
 from nitinol.actors.gateway import ModelGateway
 from nitinol.actors.hook_runner import HookRunner
@@ -38,10 +39,14 @@ from nitinol.logs import get_logger
 from nitinol.machine import (
     GRACE,
 )
+from nitinol.state import Activity
 
 T = TypeVar("T")
 
 HOOK_WORKERS = 8
+
+Part = tuple[str, Literal["supervisor", "worker"], str]
+"""Of the supervision tree: id, kind and state."""
 
 
 class System:
@@ -111,6 +116,34 @@ class System:
             elif cell.given is not agent:
                 cell.redefine(agent)
             return cell
+
+    def find(self, key: str) -> Cell | None:
+        """The agent of a key, if it is live."""
+        return self.cells.get(key)
+
+    def everyone(self) -> dict[str, Cell]:
+        """All live agents, by key."""
+        return self.cells.copy()
+
+    def outline(self) -> list[tuple[str, Life, Activity]]:
+        """What all live agents do, in order of their keys."""
+        return [(key, cell.life, cell.committed.activity) for key, cell in sorted(self.everyone().items())]
+
+    def parts(self) -> list[Part]:
+        """What agents stand on."""
+        names = ("journal", "bus", "gateway")
+        return [*((name, "worker", "running") for name in names), ("pool", "supervisor", f"{self.workers} workers")]
+
+    def check_models(self, agent: Agent[Any]) -> None:
+        """Raise `ConfigurationError` unless an agent's models can be called."""
+        if providers.overridden() is None:
+            for model in agent.models:
+                providers.resolve(model)
+
+    def announce(self, event: ev.Event) -> None:
+        """Publish an ephemeral event. From any thread."""
+        self.check()
+        self.core.call(self.publish, event)
 
     def check(self) -> None:
         """Raise if the system has stopped or failed."""
