@@ -330,12 +330,13 @@ class ToolFinished(EventBase):
 
 @_event
 class ApprovalRequested(EventBase):
-    """A person must decide. `expires_at`: nanoseconds since 1970, UTC, or never."""
+    """A person must decide, on this version of the tool. `expires_at`: nanoseconds since 1970, UTC, or never."""
 
     type: ClassVar[Literal["approval.requested"]] = "approval.requested"
     name: str
     arguments: dict[str, Any]
     expires_at: int | None
+    tool_hash: str = ""
 
 
 @_event

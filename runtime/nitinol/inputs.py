@@ -24,6 +24,10 @@ class Opened:
     by_hand: bool = False
     suspended: bool = False
     """The store failed, not the agent: that counts against no run."""
+    reported: bool = False
+    """The open attempt ended meanwhile: its report is the next input."""
+    woken: bool = False
+    """It slept, and nothing was in flight: no new incarnation, the same one goes on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,6 +41,7 @@ from nitinol.inputs import (
 )
 from nitinol.messages import InputMode, Message, Outcome, Part, RunStatus, Text, ToolAnswer, ToolCall
 from nitinol.state import AgentState, CallState, PendingInput, RunState
+from nitinol.tool_spec import Approval
 from nitinol.usage import NO_USAGE, Usage
 
 GRACE = 2.0
@@ -331,7 +332,7 @@ class _Decision:
         if self.run.ending is not None:
             return
         self.emit(ev.RunCancelling, by=by, status=status, reason=reason)
-        self.settle()
+        self.settle(force=self.state.parked)  # nobody would see what a parked agent's effects come to
 
     def settle(self, force: bool = False, text: str | None = None) -> None:
         """While ending: answer what has not started, and finish once nothing is in flight."""
@@ -380,16 +381,17 @@ class _Decision:
         elif tool.approval is not None and (wrong := tool.misfit(wanted.arguments)) is not None:
             self.answer(call, "error", wrong)  # nobody should be asked about a call that cannot run
         elif tool.approval is not None:
-            expires = None if tool.approval.timeout is None else self.now + int(tool.approval.timeout * 1e9)
-            self.emit(
-                ev.ApprovalRequested,
-                call_id=call_id,
-                name=wanted.name,
-                arguments=dict(wanted.arguments),
-                expires_at=expires,
-            )
-            if self.run.paused_at is None:
-                self.emit(ev.RunPaused, reason="approval")
+            self.ask_approval(call, tool.approval, tool.digest)
+
+    def ask_approval(self, call: CallState, approval: Approval, tool_hash: str) -> None:
+        """The call waits for a person, and the run with it."""
+        expires = None if approval.timeout is None else self.now + int(approval.timeout * 1e9)
+        self.emit(
+            ev.ApprovalRequested, call_id=call.call.call_id, name=call.call.name, arguments=dict(call.call.arguments),
+            expires_at=expires, tool_hash=tool_hash,
+        )  # fmt: skip
+        if self.run.paused_at is None:
+            self.emit(ev.RunPaused, reason="approval")
 
     def answer(self, call: CallState, outcome: Outcome, text: str, done: Done | None = None) -> None:
         """The one answer of a call."""
@@ -481,6 +483,8 @@ def _plus(total: Decimal | None, cost: Decimal | None) -> Decimal | None:
 
 
 def _opened(d: _Decision, input: Opened) -> None:
+    if input.woken:
+        return
     recovered, stopped = d.state.incarnation > 0, d.state.stopped
     if d.state.parked and input.by_hand:
         d.emit(ev.AgentResumed)
@@ -500,7 +504,7 @@ def _opened(d: _Decision, input: Opened) -> None:
     at_work = run.attempt_open or bool(lost)
     recoveries = run.recoveries + (at_work and not stopped and not input.suspended)  # a clean stop never counts
     d.emit(ev.RunResumed, reason="recovered", recoveries=recoveries)
-    if run.attempt_open:
+    if run.attempt_open and not input.reported:
         d.charge_lost_attempt("the agent was restarted")
     for call in lost:
         tool = d.agent.tool(call.call.name)
@@ -521,8 +525,23 @@ def _opened(d: _Decision, input: Opened) -> None:
         return d.settle(force=True)
     if run.ending is not None:
         return d.settle()
+    if run.definition != d.agent.digest:
+        _drifted(d)
     if not run.asking:
         d.after_answer()
+
+
+def _drifted(d: _Decision) -> None:
+    """The run began under another definition. What was pinned stays; what a person agreed to is asked anew, if it changed."""
+    d.emit(ev.AgentConfigured, changes={"definition": d.agent.digest})
+    for call in d.run.calls:
+        tool = d.agent.tool(call.call.name)
+        if call.stage == "done" or call.stage == "proposed":
+            continue
+        if tool is None:
+            d.answer(call, "error", f"There is no tool {call.call.name!r} any more.")
+        elif tool.approval is not None and tool.digest != call.tool_hash:
+            d.ask_approval(call, tool.approval, tool.digest)
 
 
 def _crashed(d: _Decision, input: Crashed) -> None:
@@ -814,8 +833,8 @@ def _failed(d: _Decision, input: Failed) -> None:
         d.emit(ev.ModelDiscarded, attempt=input.attempt, characters=input.characters)
     if run.ending is not None:
         return d.settle(text=input.text)
-    if d.state.stopped:
-        return  # suspended: the next start goes on from here
+    if d.state.stopped or input.error_type == "Cancelled":
+        return  # suspended, or cut off by a crash of its agent: the next start goes on from here
     delay = _retry_delay(agent, run)
     due = run.due()
     if due is not None and d.now >= due:

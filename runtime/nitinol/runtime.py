@@ -220,7 +220,7 @@ class AgentRef(Generic[OutT]):
             run_id=run.run_id if run else None,
             turn=run.turn if run else 0,
             pending_count=len(state.queue),
-            message_count=len(state.transcript),
+            message_count=state.message_count,
             usage=state.usage,
             cost=state.cost,
             started_at=state.started_at,
@@ -267,16 +267,18 @@ class AgentRef(Generic[OutT]):
 
     def _look(self, name: str) -> None:
         """Wait until the log has been read. Who is parked or stopped has been read, or never will be."""
-        if self._is_opening():
+        while self._is_away():
             wait(self._system, self._cell, Look(), name, f"await ref.a{name}(…)")
 
     async def _alook(self) -> None:
-        if self._is_opening():
+        while self._is_away():
             await asyncio.wrap_future(self._cell.submit(Look()))
 
-    def _is_opening(self) -> bool:
-        # One that is suspended by its store is opening too, and has been read.
-        return self._system.journal.durable and self._cell.epoch == 0 and self._cell.life == "opening"
+    def _is_away(self) -> bool:
+        """Whether its log has not been read yet, or it sleeps. One that is suspended by its store has been read."""
+        cell = self._cell
+        unread = self._system.journal.durable and cell.epoch == 0 and cell.life == "opening"
+        return unread or len(cell.committed.transcript) != cell.committed.message_count
 
     def _messages(self) -> tuple[Message, ...]:
         return view(self._cell.committed.transcript)[0]
@@ -428,6 +430,8 @@ class Runtime:
         workers: Threads for tools that are plain functions, shared fairly by all agents.
         drain: Seconds that open runs get on a clean stop.
         shutdown: Seconds within which a stop ends, come what may.
+        idle: Seconds after which an agent with nothing to do, or one that waits for an approval, leaves memory, if there
+            is a store; its next input wakes it, or its timer. `None` = never.
 
     Raises:
         ConfigurationError: An option is wrong.
@@ -443,6 +447,7 @@ class Runtime:
         workers: int = 32,
         drain: float = 10.0,
         shutdown: float = 30.0,
+        idle: float | None = 600.0,
         env: Env | None = None,
     ) -> None:
         if not isinstance(workers, int) or workers < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -450,6 +455,8 @@ class Runtime:
         for name, value in (("drain", drain), ("shutdown", shutdown)):
             if not isinstance(value, (int, float)) or not value >= 0:  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise ConfigurationError(f"{name}={value!r} must be seconds, zero or more")
+        if idle is not None and (not isinstance(idle, (int, float)) or not idle > 0):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigurationError(f"idle={idle!r} must be seconds, more than zero, or None: agents never sleep")
         self._drain, self._shutdown = drain, shutdown
         self._definitions: dict[str, Agent[Any]] = {}
         for agent in agents:
@@ -463,11 +470,10 @@ class Runtime:
             open_store = partial(open_read_only, store)
             self._system: System = Follower(env or Env(), open_store, self._definitions, result_of)
         else:
-            self._system = System(env or Env(), partial(open_journal, store), workers, result_of)
+            self._system = System(
+                env or Env(), partial(open_journal, store), self._definitions, workers, idle, result_of
+            )
         results.append(self._system)
-        for head in self._system.journal.heads(active=True):
-            if head.agent in self._definitions:
-                self._system.cell(self._definitions[head.agent], head.key)
         self._closed = False
         _open.add(self._system)
 
@@ -501,7 +507,7 @@ class Runtime:
             NotFound: No agent lives there.
         """
         self._system.check()
-        cell = self._cell(key)
+        cell = self._system.stored(key)
         if cell is None:
             raise NotFound(f"no agent lives at {key!r}; rt.start(agent, key={key!r}) starts one")
         return AgentRef(self._system, cell, cell.definition.output)
@@ -522,9 +528,13 @@ class Runtime:
         """
         self._system.check()
         found = self._system.journal.find_run(run_id)
-        cell = None if found is None else self._cell(found[0])
-        if cell is None:
+        if found is None:
             raise NotFound(f"no run {run_id!r} is known here")
+        cell = self._system.stored(found[0])
+        if cell is None:
+            raise NotFound(
+                f"run {run_id!r} is one of {found[0]!r}, whose definition is not known here; give it as agents=, or rt.start it"
+            )
         return RunHandle(self._system, cell, run_id, cell.definition.output)
 
     def forget(self, key: str) -> None:
@@ -668,15 +678,6 @@ class Runtime:
         if cell is None and self._system.journal.head(key) is None:
             raise NotFound(f"no agent lives at {key!r}")
         return None if cell is None else AgentRef(self._system, cell, cell.definition.output)
-
-    def _cell(self, key: str) -> Cell | None:
-        """The live agent of a key; one that only the store knows is started, if its definition was given."""
-        cell = self._system.find(key)
-        if cell is None:
-            head = self._system.journal.head(key)
-            if head is not None and head.agent in self._definitions:
-                cell = self._system.cell(self._definitions[head.agent], key)
-        return cell
 
     def _definition(self, agent: Agent[OutT] | str) -> Agent[OutT]:
         if not isinstance(agent, str):

@@ -103,6 +103,8 @@ class CallState:
     started_at: int = 0
     expires_at: int | None = None
     idempotency_key: str = ""
+    tool_hash: str = ""
+    """Of the tool as it was when the call was pinned, or its approval last asked for."""
     outcome: Outcome | None = None
     text: str = ""
     media: tuple[Media, ...] = ()
@@ -177,6 +179,8 @@ class AgentState:
     seq: int = 0
     incarnation: int = 0
     transcript: Log[Message] = field(default_factory=Log[Message])
+    message_count: int = 0
+    """Of the transcript, also while an agent that sleeps does not hold it."""
     queue: tuple[QueuedRun, ...] = ()
     inputs: tuple[PendingInput, ...] = ()
     run: RunState | None = None
@@ -221,6 +225,12 @@ class AgentState:
         new = self.copy()
         for event in events:
             new.absorb(event)
+        return new
+
+    def asleep(self) -> AgentState:
+        """What is kept of it in memory while the agent sleeps: all but the conversation."""
+        new = self.copy()
+        new.transcript = Log()
         return new
 
     def absorb(self, event: ev.EventBase) -> AgentState:
@@ -329,11 +339,14 @@ def _agent_stopped(state: AgentState, event: ev.AgentStopped) -> None:
 @_on(ev.AgentConfigured)
 def _agent_configured(state: AgentState, event: ev.AgentConfigured) -> None:
     state.model = event.changes.get("model", state.model)
+    if state.run is not None:
+        state.run.definition = event.changes.get("definition", state.run.definition)
 
 
 @_on(ev.ConversationReset)
 def _conversation_reset(state: AgentState, event: ev.ConversationReset) -> None:
     state.transcript = Log()
+    state.message_count = 0
     state.estimated_tokens = 0
 
 
@@ -417,6 +430,7 @@ def _turn_finished(state: AgentState, event: ev.TurnFinished) -> None:
 def _message_appended(state: AgentState, event: ev.MessageAppended) -> None:
     message = event.message
     state.transcript = state.transcript.append(message)
+    state.message_count += 1
     state.estimated_tokens += estimate_tokens(message)
     if message.role == "assistant" and state.run is not None and state.run.asking and event.attempt:
         run = state.run
@@ -465,12 +479,15 @@ def _tool_requested(state: AgentState, event: ev.ToolRequested) -> None:
             f"agent {state.key!r}: event {event.seq} asks for call {event.call_id!r}, which the model did not make"
         )
     pinned = call.call.replace(name=event.name, arguments=event.arguments)
-    _set_call(run, event.call_id, call=pinned, stage="waiting", idempotency_key=event.idempotency_key)
+    _set_call(
+        run, event.call_id, call=pinned, stage="waiting", idempotency_key=event.idempotency_key, tool_hash=event.tool_hash
+    )
 
 
 @_on(ev.ApprovalRequested)
 def _approval_requested(state: AgentState, event: ev.ApprovalRequested) -> None:
-    _set_call(_running(state, event), event.call_id, stage="approval", expires_at=event.expires_at)
+    changes: dict[str, Any] = {"tool_hash": event.tool_hash} if event.tool_hash else {}
+    _set_call(_running(state, event), event.call_id, stage="approval", expires_at=event.expires_at, **changes)
 
 
 @_on(ev.ApprovalResolved)

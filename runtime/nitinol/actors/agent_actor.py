@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, Literal, cast
 
 from nitinol import events as ev
-from nitinol.actors.actor import LoopActor
+from nitinol.actors.actor import Inbox, LoopActor
 from nitinol.actors.bus import EventBus
 from nitinol.actors.gateway import ModelGateway
 from nitinol.actors.hook_runner import HookFailed, HookRunner
@@ -56,20 +56,23 @@ from nitinol.inputs import (
 from nitinol.journal.base import Journal, Opening
 from nitinol.logs import describe, get_logger
 from nitinol.machine import (
+    AskApproval,
     CallModel,
     Effect,
     PrepareTool,
     RunTool,
     Wait,
     effects,
+    only_waits,
     step,
 )
 from nitinol.result import RunResult
 from nitinol.state import AgentState
 
-Life = Literal["opening", "up", "backoff", "parked", "stopped"]
+Life = Literal["opening", "up", "asleep", "backoff", "parked", "stopped"]
 Events = Sequence[ev.Event]
 
+FIRST = Opened()
 STORE_RETRY = 1.0
 """Seconds between attempts to read a store that failed."""
 TRIES = 2
@@ -223,13 +226,32 @@ class Cell:
 
     # -- on the core loop
 
-    def open(self, suspended: bool = False) -> None:
+    def open(self, how: Opened = FIRST) -> None:
         """Take over the key and start an incarnation: the first of this process, or after a failure of the store."""
         if self.reopening is not None:
             self.reopening.cancel()
             self.reopening = None
         if self.life == "opening":
-            self.services.journal.open(self.key, partial(self._opened, suspended))
+            self.services.journal.open(self.key, partial(self._opened, how))
+
+    def sleep(self) -> bool:
+        """Leave memory, if nothing is in flight and nobody waits for anything but people; whether it sleeps now.
+
+        What stays is the cell, and the state without its conversation. The next input wakes it, or its timer.
+        """
+        actor = self.actor
+        if self.life != "up" or self.requests or self.writes or actor is None or not actor.rests():
+            return False
+        self.actor, self.life = None, "asleep"
+        actor.halt()
+        self.committed = self.committed.asleep()
+        return True
+
+    def wake(self) -> None:
+        """Come back, if it sleeps."""
+        if self.life == "asleep":
+            self.life = "opening"
+            self.open(Opened(woken=True))
 
     def _fold(self, opening: Opening) -> AgentState:
         blank = AgentState(self.key, self.definition.name, self.definition, seq=opening.base_seq)
@@ -240,24 +262,24 @@ class Cell:
         if self.actor is not actor:
             return
         self.actor, self.life = None, "opening"
-        self._open_later(suspended=True)
+        self._open_later(Opened(suspended=True))
 
-    def _open_later(self, suspended: bool) -> None:
+    def _open_later(self, how: Opened) -> None:
         if self.reopening is None:
-            self.reopening = self.services.core.call_later(STORE_RETRY, self.open, suspended)
+            self.reopening = self.services.core.call_later(STORE_RETRY, self.open, how)
 
-    def _opened(self, suspended: bool, opening: Opening | Exception) -> None:
+    def _opened(self, how: Opened, opening: Opening | Exception) -> None:
         if self.life != "opening":
             return
         if isinstance(opening, StorageFailed):
-            self._open_later(suspended)
+            self._open_later(how)
             return
         try:
             self._read(opening)
         except Exception as error:
             self._give_up(error)
             return
-        self._launch(Opened(suspended=suspended))
+        self._launch(how)
 
     def _read(self, opening: Opening | Exception) -> None:
         if isinstance(opening, Exception):
@@ -281,15 +303,19 @@ class Cell:
         self.actor.launch()
         run = self.committed.run
         flying = self.services.tools.in_flight(self.key)
+        reported = False
         for input in self.backlog or ():  # what has ended since the crash is told right after
             if isinstance(input, Done):
                 flying[input.run_id, input.turn, input.call_id] = input.execution
+            elif isinstance(input, (Answered, Failed)) and run is not None and run.attempt_open:
+                at = (input.run_id, input.turn, input.attempt)
+                reported = reported or at == (run.run_id, run.turn, run.attempt)
         adopted = frozenset(
             (call_id, number)
             for (run_id, turn, call_id), number in flying.items()
             if run is not None and (run_id, turn) == (run.run_id, run.turn)
         )
-        self.actor.post(replace(opened, adopted=adopted))
+        self.actor.post(replace(opened, adopted=adopted, reported=reported))
         backlog, self.backlog = self.backlog or (), None
         for input in backlog:
             self.actor.post(input)
@@ -330,6 +356,8 @@ class Cell:
         self.requests.append(request)
         if self.actor is not None:
             self.actor.post(request)
+        elif self.life == "asleep":
+            self.wake()
         elif self.life == "backoff" and isinstance(request.input, (Cancel, Resolve, Stop)):
             self.services.supervisor.post(Wake(self, by_hand=False))
 
@@ -483,7 +511,7 @@ class AgentActor(LoopActor):
             case _Started():
                 self._hooked(message)
             case _:
-                if isinstance(message, Opened) and self.cell.definition.has_hook("agent_start"):
+                if isinstance(message, Opened) and not message.woken and self.cell.definition.has_hook("agent_start"):
                     self.held = True
                     self.services.core.spawn(self._agent_start())
                 try:
@@ -584,6 +612,19 @@ class AgentActor(LoopActor):
                 self.services.core.spawn(self._agent_stop(event.reason))
         if cell.actor is self:
             self._reconcile()
+
+    def rests(self) -> bool:
+        """Whether its end would be noticed by nobody: all is committed, and at most people are waited for."""
+        state = self.working
+        return (
+            not (self.uncommitted or self.held or self.refusal or len(cast("Inbox", self.actor_inbox)))
+            and state.seq == self.cell.committed.seq
+            and state.next_definition is None
+            and (only_waits(state) or (state.run is None and not state.queue))
+            and all(isinstance(effect, AskApproval) for effect in self.in_flight)
+            and (self.last_hook is None or self.last_hook.done())
+            and not (state.stopped or state.parked)
+        )
 
     def discard(self) -> None:
         """Forget what was decided and not committed: this incarnation ends, without a crash."""

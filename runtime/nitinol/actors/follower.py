@@ -99,7 +99,7 @@ class Mirror(Cell):
         """The runtime stops; the bus wakes who waits."""
         self._ended = True
 
-    def wake(self) -> None:
+    def tell_waiters(self) -> None:
         """Let those who wait for its runs look again."""
         self._wake_waiters()
 
@@ -120,12 +120,12 @@ class Follower(System):
         result_of: Callable[[str, str], Any],
     ) -> None:
         store = self._store = open_store()
-        super().__init__(env, lambda env, core: store, 1, result_of)
-        self._definitions = dict(definitions)
-        self._cursor = self.bus.position
+        self._cursor = 0
         self._timer: Timer | None = None
         self._failing = False
-        self.core.call(self._follow)
+        self._strangers: dict[str, Agent[Any]] = {}
+        """Stand-ins for the definitions that are not known here."""
+        super().__init__(env, lambda env, core: store, definitions, 1, None, result_of)
 
     # -- from any thread
 
@@ -136,7 +136,7 @@ class Follower(System):
             KeyTaken: The key lives under another agent's name.
             ReadOnly: It does not live.
         """
-        cell = self.find(key)
+        cell = self.stored(key)
         if cell is None:
             raise self._store.refusal(f"agent {key!r} cannot be started")
         if cell.definition.name != agent.name:
@@ -144,7 +144,7 @@ class Follower(System):
         cell.definition = agent
         return cell
 
-    def find(self, key: str) -> Cell | None:
+    def stored(self, key: str) -> Cell | None:
         """The agent of a key, if the store knows it."""
         self.check()
         head = self._store.head(key)
@@ -181,13 +181,17 @@ class Follower(System):
         with self._lock:
             cell = self.cells.get(key)
             if cell is None or cell.definition.name != name:
-                definition = self._definitions.get(name)
+                definition = self.definitions.get(name) or self._strangers.get(name)
                 if definition is None:
-                    definition = self._definitions[name] = Agent(name=name, model="unknown:unknown")
+                    definition = self._strangers[name] = Agent(name=name, model="unknown:unknown")
                 cell = self.cells[key] = Mirror(self.services, self._store, key, definition)
             return cell
 
     # -- on the core loop
+
+    def _begin(self) -> None:
+        self._cursor = self.bus.position
+        self._follow()
 
     def _follow(self) -> None:
         if self.bus.stopped is not None:
@@ -213,7 +217,7 @@ class Follower(System):
         for key in {event.key for event in page if event.type == "agent.parked"}:
             cell = self.cells.get(key)
             if isinstance(cell, Mirror):
-                cell.wake()
+                cell.tell_waiters()
 
     async def _wind_down(self, drain: float, until: float) -> None:
         """There is nothing to wait for, and nothing to end."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
@@ -28,22 +28,24 @@ from nitinol.actors.supervisor import AgentSupervisor, Gone
 from nitinol.actors.tool_runner import ToolRunner
 from nitinol.actors.worker_pool import WorkerPool
 from nitinol.agent import Agent
-from nitinol.env import Env, Loop, on_a_loop
-from nitinol.errors import KeyTaken, RuntimeDown, RuntimeStopped
+from nitinol.env import Env, Loop, Timer, on_a_loop
+from nitinol.errors import KeyTaken, RuntimeDown, RuntimeStopped, StorageFailed
 from nitinol.inputs import (
     Cancel,
     Stop,
 )
 from nitinol.journal.base import Journal
 from nitinol.logs import get_logger
-from nitinol.machine import (
-    GRACE,
-)
+from nitinol.machine import GRACE, next_due
 from nitinol.state import Activity
 
 T = TypeVar("T")
 
 HOOK_WORKERS = 8
+SWEEPS = 4
+"""Looks at who is idle, within the time after which an agent sleeps."""
+ALARM = 60.0
+"""Seconds between two looks at the timers at most."""
 
 Part = tuple[str, Literal["supervisor", "worker"], str]
 """Of the supervision tree: id, kind and state."""
@@ -53,10 +55,21 @@ class System:
     """Starts everything, knows every cell, and stops everything in reverse order."""
 
     def __init__(
-        self, env: Env, open_journal: Callable[[Env, Loop], Journal], workers: int, result_of: Callable[[str, str], Any]
+        self,
+        env: Env,
+        open_journal: Callable[[Env, Loop], Journal],
+        definitions: Mapping[str, Agent[Any]],
+        workers: int,
+        idle: float | None,
+        result_of: Callable[[str, str], Any],
     ) -> None:
         self.env = env
+        self.definitions = definitions
+        """By name: those of agents that are started because the store knows them."""
         self.workers = workers
+        self.idle = idle
+        self.alarm: tuple[int, Timer] | None = None
+        """When the next agent that sleeps, or was not opened yet, is due."""
         self.core = env.start_loop("nitinol-core")
         try:
             journal = self.journal = open_journal(env, self.core)
@@ -89,6 +102,8 @@ class System:
         self.failure: Exception | None = None
         """Why nothing can be asked of it any more."""
         self._lock = threading.Lock()
+        if journal.durable:
+            self.core.call(self._begin)
 
     # -- from any thread
 
@@ -117,9 +132,14 @@ class System:
                 cell.redefine(agent)
             return cell
 
-    def find(self, key: str) -> Cell | None:
-        """The agent of a key, if it is live."""
-        return self.cells.get(key)
+    def stored(self, key: str) -> Cell | None:
+        """The agent of a key; one that only the store knows is started, if its definition was given."""
+        cell = self.cells.get(key)
+        if cell is None:
+            head = self.journal.head(key)
+            if head is not None and head.agent in self.definitions:
+                cell = self.cell(self.definitions[head.agent], key)
+        return cell
 
     def everyone(self) -> dict[str, Cell]:
         """All live agents, by key."""
@@ -200,6 +220,55 @@ class System:
 
     # -- on the core loop
 
+    def _begin(self) -> None:
+        """Go on with what was interrupted, and see to those who wait, now and from now on."""
+        for head in self.journal.heads(active=True):
+            if head.agent in self.definitions:
+                self.cell(self.definitions[head.agent], head.key)
+            else:
+                name = f"give the definition of {head.agent!r} as agents=, or rt.start it"
+                get_logger().warning("an interrupted run waits for its agent", key=head.key, agent=head.agent, way_out=name)
+        self._ring()
+        if self.idle is not None:
+            self.core.call_later(self.idle / SWEEPS, self._sweep, self.idle)
+
+    def _sweep(self, idle: float) -> None:
+        self.let_sleep(idle)
+        self.core.call_later(idle / SWEEPS, self._sweep, idle)
+
+    def let_sleep(self, idle: float) -> None:
+        """Let those sleep that had nothing to do for `idle` seconds."""
+        before = self.env.now() - int(idle * 1e9)
+        for cell in list(self.cells.values()):
+            if cell.life == "up" and cell.committed.last_event_at <= before and cell.sleep():
+                due = next_due(cell.committed)
+                if due is not None:
+                    self._set_alarm(due)
+
+    def _ring(self) -> None:
+        """Wake who is due, and see when the next one will be."""
+        self.alarm = None
+        now = self.env.now()
+        try:
+            for _, key in self.journal.timers(until=now):
+                cell = self.stored(key)
+                if cell is not None:
+                    cell.wake()
+            for due, _ in self.journal.timers(after=now):
+                self._set_alarm(due)
+        except StorageFailed as error:
+            get_logger().error("the timers cannot be read", error=str(error))
+            self._set_alarm(now + int(ALARM * 1e9))
+
+    def _set_alarm(self, due: int) -> None:
+        if self.alarm is not None:
+            if self.alarm[0] <= due:
+                return
+            self.alarm[1].cancel()
+        # Not for longer than a minute: the clock that people set may jump, and the one that timers go by does not.
+        delay = min(max((due - self.env.now()) / 1e9, 0.0), ALARM)
+        self.alarm = (due, self.core.call_later(delay, self._ring))
+
     async def _stop(self, drain: float, deadline: float) -> None:
         if self.bus.stopped is None:  # else it is down: nobody takes a word any more, and nothing is waited for
             await self._wind_down(drain, self.env.monotonic() + deadline)
@@ -225,7 +294,11 @@ class System:
                 for run_id in [*(queued.run_id for queued in state.queue), *([state.run.run_id] if state.run else [])]:
                     cell.submit(Cancel(run_id=run_id, by="stop"))
             await self._until_idle(min(GRACE + 1.0, max(until - self.env.monotonic(), 0.5)))
-        stops = [asyncio.wrap_future(cell.submit(Stop(reason="the runtime stopped"))) for cell in self.cells.values()]
+        stops = [
+            asyncio.wrap_future(cell.submit(Stop(reason="the runtime stopped")))
+            for cell in self.cells.values()
+            if cell.life != "asleep" or cell.definition.has_hook("agent_stop")
+        ]
         if stops:
             done, _ = await asyncio.wait(stops, timeout=max(until - self.env.monotonic(), 0.5))
             for stop in done:

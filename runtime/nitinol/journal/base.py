@@ -88,7 +88,7 @@ def head_of(state: AgentState) -> Head:
         due=next_due(state),
         usage=state.usage,
         cost=state.cost,
-        messages=len(state.transcript),
+        messages=state.message_count,
         started_at=state.started_at,
         last_event_at=state.last_event_at,
     )
@@ -142,8 +142,8 @@ class Journal(Protocol):
         """All keys, or those with something to do at once; in order."""
         ...
 
-    def timers(self, until: int | None = None) -> Sequence[tuple[int, str]]:
-        """When which key is due, in order of time: those due by `until`, or the first one of all."""
+    def timers(self, after: int = 0, until: int | None = None) -> Sequence[tuple[int, str]]:
+        """When which key is due, in order of time: all behind `after` and by `until`, or just the first behind `after`."""
         ...
 
     @property

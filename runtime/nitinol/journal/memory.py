@@ -68,7 +68,7 @@ class MemoryJournal:
     def heads(self, *, active: bool = False) -> Sequence[Head]:
         return []
 
-    def timers(self, until: int | None = None) -> Sequence[tuple[int, str]]:
+    def timers(self, after: int = 0, until: int | None = None) -> Sequence[tuple[int, str]]:
         return []
 
     @property

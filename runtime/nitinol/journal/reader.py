@@ -69,11 +69,11 @@ class StoreReader:
         where = "active" if active else "seq > base_seq"
         return [to_head(*row) for row in self._select(f"{SELECT_HEAD} WHERE {where} ORDER BY key")]
 
-    def timers(self, until: int | None = None) -> Sequence[tuple[int, str]]:
-        """When which key is due, in order of time: those due by `until`, or the first one of all."""
+    def timers(self, after: int = 0, until: int | None = None) -> Sequence[tuple[int, str]]:
+        """When which key is due, in order of time: all behind `after` and by `until`, or just the first behind `after`."""
         if until is None:
-            return self._select("SELECT due, key FROM timers ORDER BY due LIMIT 1")
-        return self._select("SELECT due, key FROM timers WHERE due <= ? ORDER BY due", (until,))
+            return self._select("SELECT due, key FROM timers WHERE due > ? ORDER BY due LIMIT 1", (after,))
+        return self._select("SELECT due, key FROM timers WHERE due > ? AND due <= ? ORDER BY due", (after, until))
 
     def spent(self, scope: str) -> Mapping[str, Spent]:
         """The bill by `agent`, `day`, `key` or `model`."""
