@@ -12,6 +12,7 @@
         KeyTaken                the key lives under another agent's name
       NotFound (LookupError)    no agent or run of this name
       AlreadyResolved           a run that has ended, or an approval that was decided
+      BadExport                 what was to be imported is no sound export of an agent; nothing was changed
       RunFailed                 `.result` says how; from `output` and `raise_for_status`
       RuntimeStopped            the runtime was stopped
         RuntimeDown             its root supervisor failed
@@ -83,6 +84,10 @@ class NotFound(NitinolError, LookupError):
 
 class AlreadyResolved(NitinolError):
     """The run has ended, or the approval was decided: the first committed resolution won."""
+
+
+class BadExport(NitinolError, ValueError):
+    """What was to be imported is no sound export of an agent, or cannot be exported; nothing was changed."""
 
 
 class RunFailed(NitinolError):

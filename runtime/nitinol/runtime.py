@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
@@ -39,6 +39,8 @@ from nitinol.inputs import (
     Stop,
 )
 from nitinol.journal import Store, open_journal, open_read_only
+from nitinol.journal.base import head_of, taken
+from nitinol.journal.transfer import Export, Log, check_key, export_lines, read_export, renamed
 from nitinol.machine import (
     GRACE,
 )
@@ -555,6 +557,78 @@ class Runtime:
         if live is not None:
             await live.astop()
         await asyncio.wrap_future(self._system.forget(key))
+
+    # -- moving agents
+
+    def export_agent(self, key: str) -> Iterator[str]:
+        """An agent, live or only in the store, as lines of JSON: a header, then each event of its log.
+
+        They hold all that is committed at the time of the call, which reads it; the lines are made as they are taken.
+
+        Raises:
+            NotFound: No agent has a log there.
+            BadExport: A newer version wrote a part of its log.
+        """
+        self._system.check()
+        log = self._system.journal.read(key)
+        if not log:
+            raise NotFound(f"no agent has a log at {key!r}; rt.agents() and `nitinol agents` tell which do")
+        return export_lines(key, log)
+
+    def import_agent(self, export: Export, *, key: str | None = None) -> str:
+        """Begin a key with an exported log; returns once it is committed, all of it or nothing.
+
+        Ids, seq, times and costs stay as they were, and the bill counts here from now on, on the days it was made.
+        Subscribers see the events as any other. A run that was open goes on if its definition was given as `agents=`,
+        else with `start`. One exported while it goes on elsewhere would go on twice: stop it there first.
+
+        Args:
+            export: Lines as `export_agent` gives them, or a snapshot, as `ref.snapshot()` does.
+            key: Another key than the exported one. Runs whose ids are taken in this store then get new ones, so that an
+                agent may be copied beside itself.
+
+        Returns:
+            The key.
+
+        Raises:
+            BadExport: It is no sound export of an agent.
+            KeyTaken: The key has a log here, or had one that was forgotten.
+            ConfigurationError: A run of it is known here, and the key stays the same.
+        """
+        with Waiting(self._system, "import_agent", "await rt.aimport_agent(…)"):
+            log = self._to_import(export, key)
+            self._system.restore(log.key, log.events, log.state).result()
+        return self._imported(log)
+
+    async def aimport_agent(self, export: Export, *, key: str | None = None) -> str:
+        """As `import_agent`. The lines are read on another thread."""
+        log = await asyncio.to_thread(self._to_import, export, key)
+        await asyncio.wrap_future(self._system.restore(log.key, log.events, log.state))
+        return self._imported(log)
+
+    def _to_import(self, export: Export, key: str | None) -> Log:
+        self._system.check()
+        log = read_export(export)
+        if key is not None:
+            check_key(key)
+        journal = self._system.journal
+        known = {run_id: found[0] for run_id in log.run_ids if (found := journal.find_run(run_id)) is not None}
+        if key is not None and key != log.key:
+            return renamed(log, key, {run_id: self._system.env.new_id() for run_id in known})
+        for run_id, there in known.items():
+            if there == log.key:
+                raise taken(log.key)
+            raise ConfigurationError(
+                f"run {run_id!r} of {log.key!r} is one of {there!r} here already; import it with another key= as a copy"
+            )
+        return log
+
+    def _imported(self, log: Log) -> str:
+        definition = self._definitions.get(log.state.agent)
+        # A journal in memory has no heads by which `get` would find it later.
+        if definition is not None and (head_of(log.state).active or not self._system.journal.durable):
+            self._system.cell(definition, log.key)
+        return log.key
 
     # -- events
 

@@ -173,6 +173,10 @@ class Follower(System):
         """Refused."""
         raise self._store.refusal("nothing can be published")
 
+    def restore(self, key: str, events: Sequence[ev.EventBase], state: AgentState) -> NoReturn:
+        """Refused."""
+        raise self._store.refusal(f"agent {key!r} cannot be imported")
+
     def forget(self, key: str, after_run: str | None = None) -> Future[None]:
         """Refused."""
         return _refused(self._store.refusal(f"agent {key!r} cannot be forgotten"))

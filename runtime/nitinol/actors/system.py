@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import pykka
 
@@ -34,10 +34,10 @@ from nitinol.inputs import (
     Cancel,
     Stop,
 )
-from nitinol.journal.base import Journal
+from nitinol.journal.base import Journal, taken
 from nitinol.logs import get_logger
 from nitinol.machine import GRACE, next_due
-from nitinol.state import Activity
+from nitinol.state import Activity, AgentState
 
 T = TypeVar("T")
 
@@ -153,6 +153,22 @@ class System:
         """What agents stand on."""
         names = ("journal", "bus", "gateway")
         return [*((name, "worker", "running") for name in names), ("pool", "supervisor", f"{self.workers} workers")]
+
+    def restore(self, key: str, events: Sequence[ev.EventBase], state: AgentState) -> Future[None]:
+        """Begin a key with a log from elsewhere. The future ends once it is committed and published.
+
+        Raises:
+            KeyTaken: An agent lives there. The future's, where the journal says so.
+        """
+        restored: Future[None] = Future()
+        with self._lock:
+            self.check()
+            if key in self.cells:
+                raise taken(key)
+            told = partial(self._restored, restored, events, state)
+            if not self.core.call(self.journal.restore, key, events, state, told):
+                restored.set_exception(RuntimeStopped("the runtime was stopped"))
+        return restored
 
     def check_models(self, agent: Agent[Any]) -> None:
         """Raise `ConfigurationError` unless an agent's models can be called."""
@@ -337,6 +353,16 @@ class System:
             cell.stopped()
             self.supervisor.post(Gone(key))
         self.journal.forget(key, partial(_resolve, forgotten))
+
+    def _restored(
+        self, restored: Future[None], events: Sequence[ev.EventBase], state: AgentState, error: Exception | None
+    ) -> None:
+        if error is None:
+            self.bus.publish(cast("Sequence[ev.Event]", events))
+            due = next_due(state)
+            if due is not None:
+                self._set_alarm(due)
+        _resolve(restored, error)
 
     def _saturated(self, queued: int, workers: int) -> None:
         self.publish(ev.PoolSaturated(ts=self.env.now(), queued=queued, workers=workers))

@@ -57,6 +57,10 @@ class ReadOnlyJournal(StoreReader):
         """Refused."""
         forgotten(self.refusal(f"agent {key!r} cannot be forgotten"))
 
+    def restore(self, key: str, events: Sequence[EventBase], state: AgentState, restored: Committed) -> None:
+        """Refused."""
+        restored(self.refusal(f"agent {key!r} cannot be restored"))
+
     def close(self) -> None:
         """Let go of the file. What is read later opens it once more."""
         self.close_readers()
