@@ -169,7 +169,9 @@ class Journal(Protocol):
 
 def taken(key: str) -> KeyTaken:
     """The refusal of a restore."""
-    return KeyTaken(f"key {key!r} has a log here already, or its bill is left of one that was forgotten; give another key")
+    return KeyTaken(
+        f"key {key!r} has a log here already, or its bill is left of one that was forgotten; give another key"
+    )
 
 
 def verify(events: Sequence[EventBase]) -> list[str]:
@@ -185,11 +187,13 @@ def verify(events: Sequence[EventBase]) -> list[str]:
     attempt: tuple[str, int, int] | None = None
     unpaid: dict[tuple[str, int, int], str] = {}
     position = 0
-    for number, event in enumerate(events, start=events[0].seq if events else 1):
+    expected = events[0].seq if events else 1
+    for event in events:
         at = f"seq {event.seq} ({event.type})"
         run_id = event.run_id or ""
-        if event.seq != number:
-            wrong.append(f"{at}: expected seq {number}")
+        if event.seq != expected:
+            wrong.append(f"{at}: expected seq {expected}")
+        expected = event.seq + 1
         if event.position and event.position <= position:
             wrong.append(f"{at}: position {event.position} does not rise")
         position = event.position
