@@ -4,7 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench clean
+N := 200
+SEED :=
+
+.PHONY: demo test lint bench chaos clean
 
 demo: $(VENV)/.model  ## Supervised agents on a real small model; one crashes and comes back.
 	$(BIN)/nitinol demo
@@ -20,6 +23,9 @@ lint: $(VENV)/.dev  ## Style, types, and the order of rooms.
 
 bench: $(VENV)/.dev  ## Ratios against bare loops, measured side by side.
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+chaos: $(VENV)/.dev  ## Real agents killed N=200 times with kill -9, and the books; SEED=… repeats a plan.
+	$(BIN)/python -m tests.chaos --kills $(N) $(if $(SEED),--seed $(SEED))
 
 clean:  ## Remove what the verbs above have made.
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -111,14 +111,19 @@ class hang:
 class Server:
     """Answers each request with the next script, and with the last one from then on. Use it in `with`.
 
+    Args:
+        scripts: One for each request.
+        keep: Whether `requests` is kept; a server of many thousands would fill its memory.
+
     Attributes:
         url: Its address, without a slash at the end.
         requests: What it was sent, in order.
         connections: How many were opened.
     """
 
-    def __init__(self, *scripts: Script) -> None:
+    def __init__(self, *scripts: Script, keep: bool = True) -> None:
         self._scripts = list(scripts)
+        self._keep = keep
         self.requests: list[Request] = []
         self.connections = 0
         self.url = ""
@@ -165,7 +170,9 @@ class Server:
         method, path, _ = first.split(" ")
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines if line)}
         body = await reader.readexactly(int(headers.get("content-length", "0")))
-        self.requests.append(Request(method, path, headers, body))
+        request = Request(method, path, headers, body)
+        if self._keep:
+            self.requests.append(request)
         script = self._scripts.pop(0) if len(self._scripts) > 1 else self._scripts[0]
-        goes_on = await script(Connection(self.requests[-1], reader, writer))
+        goes_on = await script(Connection(request, reader, writer))
         return bool(goes_on) and headers.get("connection") != "close"

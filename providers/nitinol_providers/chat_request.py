@@ -15,6 +15,8 @@ from nitinol_providers.vendors import Vendor
 
 _SOUND = {"audio/wav": "wav", "audio/x-wav": "wav", "audio/wave": "wav", "audio/mpeg": "mp3", "audio/mp3": "mp3"}
 _TOKENS = {"low": 2048, "medium": 8192, "high": 24576}
+_LONGEST_ID = 40
+"""OpenAI's limit; another server's ids, and ours, may be longer."""
 _LETTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 
@@ -168,7 +170,8 @@ def _thinking(vendor: Vendor, wanted: ThinkingOption) -> dict[str, Any]:
 
 def _id(vendor: Vendor, call_id: str) -> str:
     """The id as this vendor takes it; the same for a call and its answer."""
-    if not vendor.short_ids or (len(call_id) == 9 and call_id.isascii() and call_id.isalnum()):
+    short = len(call_id) == 9 and call_id.isascii() and call_id.isalnum()
+    if short if vendor.short_ids else len(call_id) <= _LONGEST_ID:
         return call_id
     number = int.from_bytes(hashlib.sha256(call_id.encode("utf-8", "replace")).digest()[:8], "big")
     return "".join(_LETTERS[number // 62**place % 62] for place in range(9))

@@ -476,6 +476,11 @@ class Runtime:
                 env or Env(), partial(open_journal, store), self._definitions, workers, idle, result_of
             )
         results.append(self._system)
+        try:
+            self._system.begin()
+        except BaseException:
+            self._system.close_loops(1.0)
+            raise
         self._closed = False
         _open.add(self._system)
 

@@ -9,6 +9,7 @@ script.assert_exhausted()
 from __future__ import annotations
 
 import asyncio
+import difflib
 import itertools
 import os
 import signal
@@ -273,7 +274,8 @@ def crash_at(point: str, *, after: int = 0, die: Callable[[], object] | None = N
         ValueError: There is no such point.
     """
     if point not in CRASH_POINTS:
-        raise ValueError(f"no crash point is called {point!r}; they are: {', '.join(CRASH_POINTS)}")
+        like = difflib.get_close_matches(point, CRASH_POINTS, cutoff=0.0)
+        raise ValueError(f"no crash point is called {point!r}; like it: {like}; all: nitinol.journal.base.CRASH_POINTS")
     kill = die or partial(os.kill, os.getpid(), signal.SIGKILL)
     left = itertools.count(after, -1)
 

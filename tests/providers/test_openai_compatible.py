@@ -602,6 +602,20 @@ class TestRequests:
         assert [message["tool_call_id"] for message in made[1:3]] == [first, second]
         assert [message["role"] for message in made[3:]] == ["assistant", "user"]
 
+    @pytest.mark.parametrize("name", sorted(VENDORS))
+    def test_an_id_that_is_too_long_is_made_short(self, name: str) -> None:
+        """OpenAI refuses more than 40 characters; vLLM makes 46, and ours hold the id that a caller gave the run."""
+        long, longer = "chatcmpl-tool-" + "f" * 32, f"call_{'r' * 60}_1_0"
+        made = conversation(
+            assistant(ToolCall(call_id=long, name="f"), ToolCall(call_id=longer, name="f")),
+            tools(ToolAnswer(call_id=long, name="f", text="x"), ToolAnswer(call_id=longer, name="f", text="y")),
+            name=name,
+        )
+        ids = [call["id"] for call in made[0]["tool_calls"]]
+        assert all(0 < len(id) <= 40 for id in ids)
+        assert len(set(ids)) == 2
+        assert [message["tool_call_id"] for message in made[1:3]] == ids
+
     def test_deepseek_gets_its_own_thinking_back(self) -> None:
         """parity: P3. It refuses a tool call without; nobody else's is sent."""
         own = assistant(Thinking(text="hm"), ToolCall(call_id="a", name="f"), provider="deepseek")

@@ -1,16 +1,15 @@
 """`kill -9` at every point: what was accepted goes on, ends, and is paid for; what may not be repeated is not.
 
 The victim is a real process (`victim.py`), which kills itself at a named point and is then started again to finish.
+`test_chaos.py` kills one from outside, whenever.
 """
 
 from __future__ import annotations
 
 import os
-import random
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -162,28 +161,3 @@ def test_a_run_that_kills_its_process_is_sealed(tmp_path: Path) -> None:
     log = victim.logs()["k"]
     assert [event.recoveries for event in log if event.type == "run.resumed"] == [1, 2, 3]
     assert len(of(log, "model.started")) == 3
-
-
-def test_kills_at_random(tmp_path: Path) -> None:
-    """Ten agents with tools of both kinds, killed from outside whenever: nothing accepted is lost. parity: A5"""
-    kills, seed = int(os.environ.get("NITINOL_KILLS", "15")), int(os.environ.get("NITINOL_SEED", str(time.time_ns())))
-    print(f"NITINOL_SEED={seed}")
-    chance = random.Random(seed)
-    victim = Victim(tmp_path, "random")
-    for _ in range(kills):
-        process = victim.start()
-        assert process.stdout is not None
-        assert process.stdout.readline() == "up\n"
-        try:
-            process.wait(chance.uniform(0.0, 0.6))  # it never ends by itself
-        except subprocess.TimeoutExpired:
-            process.kill()
-        _, errors = process.communicate(timeout=30)
-        assert process.returncode == -signal.SIGKILL, errors
-    statuses = victim.finishes()
-    # Deaths at work in a row may seal one; that is its end too.
-    assert set(statuses.values()) <= {"completed", "sealed"}
-    logs = victim.logs()
-    counts = Counter(outcome for log in logs.values() for outcome in outcomes(log))
-    print(len(statuses), "runs,", dict(counts))
-    assert set(counts) <= {("look", "ok"), ("pay", "ok"), ("pay", "uncertain"), ("look", "uncertain")}

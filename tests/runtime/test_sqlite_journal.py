@@ -577,7 +577,7 @@ for line in sys.stdin:
         assert racer.stdout is not None
         return racer.stdout.readline().strip()
 
-    for _ in range(50):
+    for _ in range(200):
         for racer in racers:
             say(racer, str(path))
         said = [hear(racer) for racer in racers]

@@ -22,8 +22,6 @@ from nitinol.testing import Answer, ScriptedProvider, call, fail, say
 
 STORE, POINT, SIDE = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 GOES_ON = sys.argv[4:] == ["go-on"]
-KEYS = 10
-"""Agents of the point `random`."""
 SOON = 60.0
 told = threading.Event()
 """`send` has returned, and the book says so."""
@@ -103,8 +101,6 @@ class Model(ScriptedProvider):
             await asyncio.Event().wait()
         async for part in super().stream(request, http):
             yield part
-        if POINT == "random":
-            await asyncio.sleep(0.002)
 
 
 def answer(request: ModelRequest) -> Answer:
@@ -124,7 +120,7 @@ def answer(request: ModelRequest) -> Answer:
             return call("linger")
         case "approval":
             return call("launch")
-        case "requested" | "random":
+        case "requested":
             return [call("look"), call("pay")]
         case _:
             return say("done", chunks=3)
@@ -204,29 +200,10 @@ def finish(rt: Runtime) -> None:
         print(line, result.status, flush=True)
 
 
-def at_random(rt: Runtime) -> None:
-    """Ten agents, runs without end, until somebody kills the process."""
-
-    def drive(number: int) -> None:
-        ref = rt.start(AGENT, key=f"agent-{number}")
-        while True:
-            handle = ref.send("go")
-            book("accepted", handle.run_id)
-            handle.result(SOON)
-
-    threads = [threading.Thread(target=drive, args=(number,), daemon=True) for number in range(KEYS)]
-    for thread in threads:
-        thread.start()
-    print("up", flush=True)
-    threading.Event().wait()
-
-
 def main() -> None:
     with Runtime(STORE, agents=[AGENT], drain=0.0) as rt:
         if GOES_ON:
             finish(rt)
-        elif POINT == "random":
-            at_random(rt)
         else:
             begin(rt)
 

@@ -129,6 +129,11 @@ class Follower(System):
 
     # -- from any thread
 
+    def begin(self) -> None:
+        """Follow the log from its end."""
+        self._cursor = self.bus.position
+        self.core.call(self._follow)
+
     def cell(self, agent: Agent[Any], key: str) -> Cell:
         """The agent of a key of the store, seen with this definition.
 
@@ -192,10 +197,6 @@ class Follower(System):
             return cell
 
     # -- on the core loop
-
-    def _begin(self) -> None:
-        self._cursor = self.bus.position
-        self._follow()
 
     def _follow(self) -> None:
         if self.bus.stopped is not None:

@@ -102,8 +102,6 @@ class System:
         self.failure: Exception | None = None
         """Why nothing can be asked of it any more."""
         self._lock = threading.Lock()
-        if journal.durable:
-            self.core.call(self._begin)
 
     # -- from any thread
 
@@ -131,6 +129,22 @@ class System:
             elif cell.given is not agent:
                 cell.redefine(agent)
             return cell
+
+    def begin(self) -> None:
+        """Go on with what was interrupted, and see to those who wait, now and from now on. Once; no log is read for it."""
+        if not self.journal.durable:
+            return
+        for head in self.journal.heads(active=True):
+            if head.agent in self.definitions:
+                self.cell(self.definitions[head.agent], head.key)
+            else:
+                way_out = f"give the definition of {head.agent!r} as agents=, or rt.start it"
+                get_logger().warning(
+                    "an interrupted run waits for its agent", key=head.key, agent=head.agent, way_out=way_out
+                )
+        self.core.call(self._ring)
+        if self.idle is not None:
+            self.core.call(self._sweep, self.idle)
 
     def stored(self, key: str) -> Cell | None:
         """The agent of a key; one that only the store knows is started, if its definition was given."""
@@ -235,18 +249,6 @@ class System:
         return ended
 
     # -- on the core loop
-
-    def _begin(self) -> None:
-        """Go on with what was interrupted, and see to those who wait, now and from now on."""
-        for head in self.journal.heads(active=True):
-            if head.agent in self.definitions:
-                self.cell(self.definitions[head.agent], head.key)
-            else:
-                name = f"give the definition of {head.agent!r} as agents=, or rt.start it"
-                get_logger().warning("an interrupted run waits for its agent", key=head.key, agent=head.agent, way_out=name)
-        self._ring()
-        if self.idle is not None:
-            self.core.call_later(self.idle / SWEEPS, self._sweep, self.idle)
 
     def _sweep(self, idle: float) -> None:
         self.let_sleep(idle)

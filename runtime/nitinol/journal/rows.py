@@ -91,14 +91,16 @@ class Rows:
 
     def charge(self, connection: sqlite3.Connection, row: ev.UsageUpdated) -> None:
         """Count a row of the bill in its scopes."""
+        charged: dict[tuple[str, str], Spent] = {}
         for at in scopes_of(row):
             spent = self._spent.get(at)
             if spent is None:
                 select = "SELECT usage, cost, unpriced FROM scopes WHERE scope = ? AND name = ?"
                 found = connection.execute(select, at).fetchone()
                 spent = Spent() if found is None else to_spent(*found)
-            self._spent[at] = spent.plus(row)
-            self._charged.add(at)
+            charged[at] = spent.plus(row)
+        self._spent.update(charged)
+        self._charged.update(charged)
 
     def write(self, connection: sqlite3.Connection) -> None:
         """Write what has changed, before the transaction is committed."""

@@ -85,9 +85,13 @@ def found_schema(connection: sqlite3.Connection, path: Path) -> int | None:
 
 def storage_failed(path: Path, what: str, error: Exception) -> StorageFailed:
     """The error of a store that cannot be `opened`, `read` or `written`, with what a person can do about it."""
+    return StorageFailed(f"store {str(path)!r} cannot be {what}: {error}; {way_out(error)}")
+
+
+def way_out(error: Exception) -> str:
+    """What a person can do about an error of SQLite's."""
     code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
-    way_out = _WAYS_OUT.get(code, "look at its disk and its permissions")
-    return StorageFailed(f"store {str(path)!r} cannot be {what}: {error}; {way_out}")
+    return _WAYS_OUT.get(code, "look at its disk and its permissions")
 
 
 _WAYS_OUT = {

@@ -26,7 +26,7 @@ from nitinol.journal.base import Committed, Conflict, Opening, head_of, taken
 from nitinol.journal.migrate import prepare
 from nitinol.journal.reader import SELECT_EVENT, StoreReader, to_events
 from nitinol.journal.rows import Row, Rows
-from nitinol.journal.schema import Disk, LocalDisk, storage_failed
+from nitinol.journal.schema import Disk, LocalDisk, storage_failed, way_out
 from nitinol.logs import get_logger
 from nitinol.state import AgentState, BrokenLog
 
@@ -220,9 +220,7 @@ class SqliteJournal(StoreReader):
             raise  # the store fails, not the item; it may have rolled back everything
         except Exception as error:
             connection.execute("ROLLBACK TO item")
-            known = isinstance(error, NitinolError)
-            told = error if known else Conflict(f"agent {item.key!r} cannot be written: {error}")
-            outcome = partial(item.told, told)
+            outcome = partial(item.told, _refusal(item, error))
         connection.execute("RELEASE item")
         return outcome
 
@@ -288,3 +286,12 @@ class SqliteJournal(StoreReader):
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA secure_delete = ON")  # what is forgotten is not left in free pages
         return connection
+
+
+def _refusal(item: _Item, error: Exception) -> Exception:
+    """Why one decision or log is refused, while the store goes on."""
+    if isinstance(error, NitinolError):
+        return error
+    if isinstance(item, _Open):
+        return BrokenLog(f"agent {item.key!r}: its log cannot be read: {error}; {way_out(error)}")
+    return Conflict(f"agent {item.key!r} cannot be written: {error}")

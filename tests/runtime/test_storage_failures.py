@@ -1,0 +1,145 @@
+"""A store that fails: agents are suspended or refused with a clear error, and go on when it is mended."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.logs_of import SOON, assert_valid, log_of
+
+from nitinol import Agent, ModelRequest, Runtime
+from nitinol.env import Env, Loop
+from nitinol.journal.schema import LocalDisk
+from nitinol.journal.sqlite import SqliteJournal
+from nitinol.testing import Answer, ScriptedProvider
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "agents.db"
+
+
+def scout() -> Agent[str]:
+    def hi(request: ModelRequest) -> Answer:
+        return "hi"
+
+    return Agent(name="scout", model=ScriptedProvider(hi))
+
+
+class Connection(sqlite3.Connection):
+    """Fails as its disk says."""
+
+    disk: FailingDisk
+
+    def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
+        if self.disk.fault is not None:
+            self.disk.fault(super(), sql)
+        return super().execute(sql, *values)
+
+
+class FailingDisk(LocalDisk):
+    """A disk whose writer meets a fault, while there is one."""
+
+    fault: Callable[[Any, str], object] | None = None
+
+    def connect(self, path: Path, *, read_only: bool = False) -> sqlite3.Connection:
+        if read_only:
+            return super().connect(path, read_only=True)
+        connection = sqlite3.connect(
+            path, timeout=0.01, isolation_level=None, check_same_thread=False, factory=Connection
+        )
+        connection.disk = self
+        return connection
+
+    def runtime(self, path: Path) -> Runtime:
+        def journal(env: Env, core: Loop) -> SqliteJournal:
+            return SqliteJournal(path, env, core, disk=self)
+
+        return Runtime(journal, drain=0.0)
+
+
+@contextmanager
+def io_error(disk: FailingDisk, path: Path) -> Generator[None]:
+    """The disk does not take the commit."""
+
+    def fail(connection: Any, sql: str) -> None:
+        if sql == "COMMIT":
+            error = sqlite3.OperationalError("disk I/O error")
+            error.sqlite_errorcode = sqlite3.SQLITE_IOERR_FSYNC
+            raise error
+
+    disk.fault = fail
+    yield
+    disk.fault = None
+
+
+@contextmanager
+def read_only(disk: FailingDisk, path: Path) -> Generator[None]:
+    """The file may not be written any more."""
+
+    def forbid(connection: Any, sql: str) -> None:
+        connection.execute("PRAGMA query_only = ON")
+
+    disk.fault = forbid
+    yield
+    disk.fault = None
+
+
+@contextmanager
+def busy(disk: FailingDisk, path: Path) -> Generator[None]:
+    """Another program holds the file's lock."""
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    yield
+    other.execute("ROLLBACK")
+    other.close()
+
+
+class Heard(logging.Handler):
+    """Whether the journal said that it cannot write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failed = threading.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "the journal cannot write" in record.getMessage():
+            self.failed.set()
+
+
+@pytest.fixture
+def heard() -> Iterator[Heard]:
+    heard = Heard()
+    logging.getLogger("nitinol").addHandler(heard)
+    yield heard
+    logging.getLogger("nitinol").removeHandler(heard)
+
+
+@pytest.mark.parametrize("fault", [io_error, read_only, busy])
+def test_a_failing_store_suspends_all_and_loses_nothing(path: Path, heard: Heard, fault: Any) -> None:
+    """Nothing is acknowledged meanwhile, no crash is counted, and all go on by themselves once it is mended. rule 9"""
+    disk = FailingDisk()
+    with disk.runtime(path) as rt, ThreadPoolExecutor(4) as pool:
+        refs = [rt.start(scout(), key=str(number)) for number in range(4)]
+        for ref in refs:
+            ref.ask("before", timeout=SOON)
+        with fault(disk, path):
+            asked = [pool.submit(ref.send, "meanwhile", run_id=f"run-{ref.key}") for ref in refs]
+            assert heard.failed.wait(SOON)
+            assert not any(future.done() for future in asked)
+            assert [len(ref.history()) for ref in refs] == [2] * 4
+        assert [future.result(SOON).result(SOON).text for future in asked] == ["hi"] * 4
+        for ref in refs:
+            log = log_of(ref)
+            assert not any(event.type == "agent.crashed" for event in log)
+            assert [event.recoveries for event in log if event.type == "run.resumed"] in ([], [0])
+            assert_valid(ref)
+    with Runtime(path, agents=[scout()], drain=0.0) as rt:
+        assert [len(rt.get(str(number)).history()) for number in range(4)] == [4] * 4
