@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from typing import Any
 
-from nitinol import AgentRef, events
+from nitinol import AgentRef, Runtime, events
 from nitinol.actors.bus import Subscription
 from nitinol.events import Event
 from nitinol.journal.base import verify
@@ -40,3 +41,12 @@ def wait_for(subscription: Subscription, *types: str, count: int = 1) -> Event:
             count -= 1
             if not count:
                 return event
+
+
+def let_sleep(rt: Runtime) -> None:
+    """As if the time had passed after which whoever is idle sleeps."""
+    done: Future[None] = Future()
+    system = rt._system  # pyright: ignore[reportPrivateUsage]
+    system.core.call(system.let_sleep, 0.0)
+    system.core.call(done.set_result, None)
+    done.result(SOON)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.logs_of import SOON, assert_valid, log_of, wait_for
+from tests.logs_of import SOON, assert_valid, let_sleep, log_of, wait_for
 
 from nitinol import Agent, Approval, Delta, ModelRequest, Prices, Runtime, Tool, Usage, tool
 from nitinol.errors import AgentParked, NotFound
@@ -78,6 +78,29 @@ def test_a_changed_tool_asks_its_approval_anew(path: Path) -> None:
         rt.handle(run_id).approve("call_1_0")
         assert rt.handle(run_id).result(SOON).text == "launched to the moon"
         assert_valid(rt.get("k"))
+
+
+@pytest.mark.parametrize("asleep", [False, True])
+def test_a_run_in_progress_goes_on_by_its_own_definition(path: Path, asleep: bool) -> None:
+    """One that was changed meanwhile is the next run's, whether the agent slept or not. rule 12"""
+
+    @tool(approval=True, name="launch")
+    def changed(to: str) -> str:
+        """Launch another rocket."""
+        return f"another went to {to}"
+
+    with Runtime(path, drain=0.0) as rt:
+        ref = rt.start(scout(launch), key="k")
+        for definition, said in ((launch, "launched to the moon"), (changed, "another went to the moon")):
+            with rt.subscribe("run.paused") as pauses:
+                handle = ref.send("go")
+                wait_for(pauses, "run.paused")
+            if asleep:
+                let_sleep(rt)
+            rt.start(scout(changed), key="k")
+            handle.approve(ref.pending_approvals()[0].call_id)
+            assert handle.result(SOON).text == said, definition
+        assert_valid(ref)
 
 
 def test_a_tool_that_is_gone_is_an_error_answer(path: Path) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import gc
+import threading
 import weakref
 from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.logs_of import SOON, assert_valid, log_of, wait_for
+from tests.logs_of import SOON, assert_valid, let_sleep, log_of, wait_for
 
 from nitinol import Agent, AgentRef, Approval, Hooks, ModelRequest, Runtime, tool
 from nitinol.env import Env
@@ -42,15 +41,6 @@ def launching(request: ModelRequest) -> Answer:
     return "done" if request.messages[-1].role == "tool" else call("launch")
 
 
-def let_sleep(rt: Runtime) -> None:
-    """As if the time had passed after which whoever is idle sleeps."""
-    done: Future[None] = Future()
-    system = rt._system  # pyright: ignore[reportPrivateUsage]
-    system.core.call(system.let_sleep, 0.0)
-    system.core.call(done.set_result, None)
-    done.result(SOON)
-
-
 def life(ref: AgentRef[Any]) -> str:
     return ref._cell.life  # pyright: ignore[reportPrivateUsage]
 
@@ -61,12 +51,12 @@ def test_an_idle_agent_leaves_memory_and_its_next_input_wakes_it(path: Path) -> 
         ref = rt.start(scout(), key="k")
         ref.ask("one", timeout=SOON)
         before, cell = ref.status(), ref._cell  # pyright: ignore[reportPrivateUsage]
-        actor: Any = weakref.ref(cell.actor)  # pyright: ignore
+        gone = threading.Event()
+        weakref.finalize(cell.actor, gone.set)
         kept = len(log_of(ref))
         let_sleep(rt)
         assert life(ref) == "asleep"
-        gc.collect()
-        assert actor() is None
+        assert gone.wait(SOON)
         assert len(cell.committed.transcript) == 0
         assert ref.status() == before
         assert [agent.key for agent in rt.agents()] == ["k"]

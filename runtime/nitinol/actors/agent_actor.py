@@ -193,6 +193,13 @@ class Cell:
         self.definition = definition if "model" in changes else definition.replace(model=chosen)
         self.submit(Configure(changes=changes, definition=self.definition))
 
+    def begin_again(self, definition: Agent[Any]) -> None:
+        """Start one that was stopped, by this definition."""
+        self.definition = self.given = definition
+        self.committed = replace(self.committed, definition=definition, next_definition=None)
+        self.life = "opening"
+        self.services.core.call(self.open)
+
     def restart(self, restarts: int, delay: float, by_hand: bool) -> None:
         """For the supervisor: start a new incarnation."""
         self.services.core.call(self._launch, Opened(restarts=restarts, delay=delay, by_hand=by_hand))
@@ -243,7 +250,7 @@ class Cell:
         if self.life != "up" or self.requests or self.writes or actor is None or not actor.rests():
             return False
         self.actor, self.life = None, "asleep"
-        actor.halt()
+        actor.vanish()
         self.committed = self.committed.asleep()
         return True
 
@@ -254,7 +261,9 @@ class Cell:
             self.open(Opened(woken=True))
 
     def _fold(self, opening: Opening) -> AgentState:
-        blank = AgentState(self.key, self.definition.name, self.definition, seq=opening.base_seq)
+        # What is not of the log outlives an incarnation: a run goes on by the definition that it goes by.
+        live, last = self.committed.definition, self.committed.next_definition
+        blank = AgentState(self.key, self.definition.name, live, last, seq=opening.base_seq)
         return blank.fold(opening.events)
 
     def suspend(self, actor: AgentActor) -> None:
@@ -619,7 +628,6 @@ class AgentActor(LoopActor):
         return (
             not (self.uncommitted or self.held or self.refusal or len(cast("Inbox", self.actor_inbox)))
             and state.seq == self.cell.committed.seq
-            and state.next_definition is None
             and (only_waits(state) or (state.run is None and not state.queue))
             and all(isinstance(effect, AskApproval) for effect in self.in_flight)
             and (self.last_hook is None or self.last_hook.done())

@@ -123,9 +123,7 @@ class System:
                     f"key {key!r} lives as an agent {cell.definition.name!r}; it cannot be a {agent.name!r} too"
                 )
             elif cell.life == "stopped":
-                cell.definition = cell.given = agent
-                cell.life = "opening"
-                self.core.call(cell.open)
+                cell.begin_again(agent)
             elif cell.given is not agent:
                 cell.redefine(agent)
             return cell

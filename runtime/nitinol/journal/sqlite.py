@@ -292,6 +292,6 @@ def _refusal(item: _Item, error: Exception) -> Exception:
     """Why one decision or log is refused, while the store goes on."""
     if isinstance(error, NitinolError):
         return error
-    if isinstance(item, _Open):
+    if isinstance(item, _Open) and isinstance(error, sqlite3.DatabaseError):
         return BrokenLog(f"agent {item.key!r}: its log cannot be read: {error}; {way_out(error)}")
     return Conflict(f"agent {item.key!r} cannot be written: {error}")
