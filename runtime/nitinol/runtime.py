@@ -279,8 +279,13 @@ class AgentRef(Generic[OutT]):
     def _is_away(self) -> bool:
         """Whether its log has not been read yet, or it sleeps. One that is suspended by its store has been read."""
         cell = self._cell
-        unread = self._system.journal.durable and cell.epoch == 0 and cell.life == "opening"
+        unread = cell.epoch == 0 and cell.life == "opening" and self._has_past()
         return unread or len(cell.committed.transcript) != cell.committed.message_count
+
+    def _has_past(self) -> bool:
+        """Whether there may be a log from before its first start here: in memory only one that was imported."""
+        journal = self._system.journal
+        return journal.durable or bool(journal.read(self.key, limit=1))
 
     def _messages(self) -> tuple[Message, ...]:
         return view(self._cell.committed.transcript)[0]
