@@ -115,7 +115,7 @@ FILTERS: list[tuple[list[str], Callable[[events.Event], bool]]] = [
 ]
 
 
-@pytest.mark.parametrize(("options", "wanted"), FILTERS, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+@pytest.mark.parametrize(("options", "wanted"), FILTERS, ids=[" ".join(options) for options, _ in FILTERS])
 def test_log_shows_what_is_asked_for(
     options: list[str], wanted: Callable[[events.Event], bool], path: Path, capsys: Capture
 ) -> None:
