@@ -267,12 +267,12 @@ class SqliteJournal(StoreReader):
             if event.type == "run.queued":
                 at = (event.run_id, item.key, event.seq)
                 connection.execute("INSERT INTO runs (run_id, key, seq) VALUES (?, ?, ?)", at)
-        for event in events:
-            if isinstance(event, UsageUpdated):
-                self._rows.charge(event)
         row = replace(row, head=head_of(item.state))
         if snapshots.is_due(row.seq - max(row.kept, row.base_seq), row.kept_size):
             row = replace(row, kept=row.seq, kept_size=snapshots.save(connection, item.state))
+        for event in events:
+            if isinstance(event, UsageUpdated):
+                self._rows.charge(event)
         self._rows.put(item.key, row)
 
     def _forget(self, connection: sqlite3.Connection, key: str) -> None:
