@@ -87,7 +87,7 @@ class Rows:
         self._due: dict[str, int | None] = {}
         """The timers as they are in the store."""
         self._spent: dict[tuple[str, str], Spent] = {}
-        # A dict for its order: what is written, and so where a disk fails, must not hang on the hashes of strings.
+        # In order: what is written, and so where a disk fails, must not hang on the hashes of strings.
         self._changed: dict[str, None] = {}
         self._bill: list[ev.UsageUpdated] = []
         """What this transaction charges."""

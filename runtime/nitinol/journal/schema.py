@@ -60,8 +60,8 @@ class LocalDisk:
 
     def connect(self, path: Path, *, read_only: bool = False) -> sqlite3.Connection:
         if read_only:
-            # Not `mode=ro`: a reader of a WAL has to write the shared index of it.
-            connection = sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, check_same_thread=False)
+            # Not `mode=rw`: the last one to leave a WAL behind would write it back into the file.
+            connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, check_same_thread=False)
             connection.execute("PRAGMA query_only = ON")
         else:
             connection = sqlite3.connect(path, timeout=5.0, isolation_level=None, check_same_thread=False)

@@ -22,10 +22,10 @@ from nitinol.env import Env, Loop
 from nitinol.errors import NitinolError
 from nitinol.events import EventBase, UsageUpdated, pack, stamp
 from nitinol.journal import blobs, snapshots
-from nitinol.journal.base import Committed, Conflict, Opening, head_of
+from nitinol.journal.base import Committed, Conflict, Opening, head_of, taken
 from nitinol.journal.migrate import prepare
 from nitinol.journal.reader import SELECT_EVENT, StoreReader, to_events
-from nitinol.journal.rows import Rows
+from nitinol.journal.rows import Row, Rows
 from nitinol.journal.schema import Disk, LocalDisk, storage_failed, way_out
 from nitinol.logs import get_logger
 from nitinol.state import AgentState, BrokenLog
@@ -54,12 +54,20 @@ class _Open:
 
 
 @dataclass(frozen=True, slots=True)
+class _Restore:
+    key: str
+    events: Sequence[EventBase]
+    state: AgentState
+    told: Committed
+
+
+@dataclass(frozen=True, slots=True)
 class _Forget:
     key: str
     told: Committed
 
 
-_Item = _Append | _Open | _Forget
+_Item = _Append | _Open | _Restore | _Forget
 Outcome = Callable[[], None]
 
 
@@ -113,6 +121,10 @@ class SqliteJournal(StoreReader):
     def forget(self, key: str, forgotten: Committed) -> None:
         """Drop a key but its bill: see `Journal`."""
         self._put(_Forget(key, forgotten))
+
+    def restore(self, key: str, events: Sequence[EventBase], state: AgentState, restored: Committed) -> None:
+        """Begin a key with a log: see `Journal`."""
+        self._put(_Restore(key, events, state, restored))
 
     def close(self) -> None:
         """Finish what was appended and let go of the store. From any thread; waits."""
@@ -198,6 +210,9 @@ class SqliteJournal(StoreReader):
                 case _Append():
                     self._append(connection, item)
                     outcome = partial(item.told, None)
+                case _Restore():
+                    self._restore(connection, item)
+                    outcome = partial(item.told, None)
                 case _Forget():
                     self._forget(connection, item.key)
                     outcome = partial(item.told, None)
@@ -227,12 +242,23 @@ class SqliteJournal(StoreReader):
         row, events = self._rows.get(connection, item.key), item.events
         if row.epoch != item.epoch or events[0].seq != row.seq + 1:
             raise Conflict(f"agent {item.key!r}: a stale incarnation (epoch {item.epoch}) wrote seq {events[0].seq}")
+        self._insert(connection, row, item)
+
+    def _restore(self, connection: sqlite3.Connection, item: _Restore) -> None:
+        row = self._rows.get(connection, item.key)
+        if row.seq:
+            raise taken(item.key)
+        self._insert(connection, Row(row.epoch + 1, item.events[0].seq - 1), item)
+
+    def _insert(self, connection: sqlite3.Connection, row: Row, item: _Append | _Restore) -> None:
+        """Write events, and what stands beside them, to a key whose row is `row` until now."""
+        events = item.events
         for event in events:
             body, large = blobs.part(pack(event))
             names = " ".join(large) if large else None
             position = connection.execute(
                 "INSERT INTO events (key, seq, epoch, type, body, blobs) VALUES (?, ?, ?, ?, ?, ?)",
-                (item.key, event.seq, item.epoch, event.type, body, names),
+                (item.key, event.seq, row.epoch, event.type, body, names),
             ).lastrowid
             stamp(event, position or 0)
             for name, data in large.items():
@@ -241,12 +267,12 @@ class SqliteJournal(StoreReader):
             if event.type == "run.queued":
                 at = (event.run_id, item.key, event.seq)
                 connection.execute("INSERT INTO runs (run_id, key, seq) VALUES (?, ?, ?)", at)
-        for event in events:
-            if isinstance(event, UsageUpdated):
-                self._rows.charge(event)
         row = replace(row, head=head_of(item.state))
         if snapshots.is_due(row.seq - max(row.kept, row.base_seq), row.kept_size):
             row = replace(row, kept=row.seq, kept_size=snapshots.save(connection, item.state))
+        for event in events:
+            if isinstance(event, UsageUpdated):
+                self._rows.charge(event)
         self._rows.put(item.key, row)
 
     def _forget(self, connection: sqlite3.Connection, key: str) -> None:
