@@ -1,6 +1,7 @@
 # The same few verbs for people and CI. Each sets up a private .venv; a stamp file makes the second call quick.
 
 PYTHON ?= python3
+SEEDS ?= 2000
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -14,6 +15,9 @@ demo: $(VENV)/.model  ## Supervised agents on a real small model; one crashes an
 
 test: $(VENV)/.dev  ## All tests; ARGS="-k name" for some.
 	$(BIN)/python -m pytest $(ARGS)
+
+simulate: $(VENV)/.dev  ## Whole worlds from seeds, crashed at every named point; ARGS="--seed 7 -v" for one again.
+	$(BIN)/python -m tests.simulation --seeds $(SEEDS) $(ARGS)
 
 lint: $(VENV)/.dev  ## Style, types, and the order of rooms.
 	$(BIN)/ruff check

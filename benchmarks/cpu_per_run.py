@@ -5,7 +5,7 @@ counted is that process's CPU time, user and system, after a warm-up. Rounds alt
 minute hurts all alike; the ratio is of the medians. Without a pause between chunks a client that is busy finds several in
 one read, which is cheaper for all; with one, nearly every chunk is a wake-up of its own, as from a real model.
 
-Nitinol's rows do all that it does: supervised agents, a journal (in memory), sync tools on worker threads, and every
+Nitinol's rows do all that it does: supervised agents, a journal (in memory, or a SQLite file with `synchronous=FULL`), sync tools on worker threads, and every
 delta published to a subscriber that reads it in a thread of its own, none coalesced.
 """
 
@@ -15,8 +15,10 @@ import asyncio
 import json
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 import chat_server
 import measure
@@ -24,8 +26,10 @@ import measure
 ROWS = {
     "bare loop, stock httpx": ("bare", "httpx"),
     "bare loop, httpx on aiohttp": ("bare", "aiohttp"),
-    "Nitinol, stock httpx": ("nitinol", "httpx"),
-    "Nitinol, httpx on aiohttp": ("nitinol", "aiohttp"),
+    "Nitinol, stock httpx": ("memory", "httpx"),
+    "Nitinol, httpx on aiohttp": ("memory", "aiohttp"),
+    "Nitinol in SQLite, stock httpx": ("sqlite", "httpx"),
+    "Nitinol in SQLite, httpx on aiohttp": ("sqlite", "aiohttp"),
 }
 AT_ONCE = 50
 
@@ -47,7 +51,7 @@ async def bare(transport: str, url: str, runs: int) -> dict[str, float]:
         return {"cpu": measure.cpu() - began, "wall": time.perf_counter() - started}
 
 
-async def nitinol(url: str, runs: int) -> dict[str, float]:
+async def nitinol(store: Path | None, url: str, runs: int) -> dict[str, float]:
     from nitinol import Agent, Runtime, tool
     from nitinol_providers import OpenAICompatible
 
@@ -59,7 +63,7 @@ async def nitinol(url: str, runs: int) -> dict[str, float]:
     agent = Agent(name="bench", model=OpenAICompatible("bench", base_url=url, api_key="none"), tools=[add])
     deltas, ended, all_ended = 0, 0, threading.Event()
 
-    async with Runtime() as rt:
+    async with Runtime(store) as rt:
         subscription = rt.subscribe(maxsize=1_000_000)
 
         def follow() -> None:
@@ -97,7 +101,9 @@ async def nitinol(url: str, runs: int) -> dict[str, float]:
 def row(kind: str, transport: str, url: str, runs: int) -> None:
     """The inner part: one row, once."""
     measure.pin(0)
-    spent = asyncio.run(bare(transport, url, runs) if kind == "bare" else nitinol(url, runs))
+    with tempfile.TemporaryDirectory() as directory:
+        store = Path(directory) / "agents.db" if kind == "sqlite" else None
+        spent = asyncio.run(bare(transport, url, runs) if kind == "bare" else nitinol(store, url, runs))
     print(json.dumps(spent))
 
 

@@ -7,6 +7,8 @@ conversation of 20 messages and a run that was interrupted.
 
 from __future__ import annotations
 
+import json
+import shutil
 import sqlite3
 import tempfile
 import threading
@@ -14,6 +16,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import fields
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +33,21 @@ def _events(key: str, count: int) -> list[list[Any]]:
 
     usage = Usage(input_tokens=1000, output_tokens=100)
     message = Message(role="assistant", parts=(Text("words of an answer " * 20),), provider="p", model="m")
-    bill: dict[str, Any] = {"provider": "p", "model": "m", "usage": usage, "cost": None, "estimated": False, "price_source": None}
+    bill: dict[str, Any] = {
+        "provider": "p",
+        "model": "m",
+        "usage": usage,
+        "cost": None,
+        "estimated": False,
+        "price_source": None,
+    }
     bill |= {"run_usage": usage, "run_cost": None, "agent_usage": usage, "agent_cost": None}
     decisions: list[list[Any]] = []
     for number in range(count):
-        at = [{"id": f"{key}#{seq}", "seq": seq, "key": key, "agent": "a", "ts": time.time_ns()} for seq in range(number * 3 + 1, number * 3 + 4)]
+        at = [
+            {"id": f"{key}#{seq}", "seq": seq, "key": key, "agent": "a", "ts": time.time_ns()}
+            for seq in range(number * 3 + 1, number * 3 + 4)
+        ]
         decisions.append(
             [
                 ev.ModelFinished(**at[0], stop_reason="end_turn", response_id="r", duration=1.0),  # type: ignore[arg-type]
@@ -131,32 +144,61 @@ def make_store(path: Path, count: int) -> None:
             values |= {"key": key, "id": f"{key}#{event.seq}", "run_id": event.run_id and f"{event.run_id}-{number}"}
             copies.append(type(event)(**values))
         copies.append(
-            ev.RunQueued(seq=len(log) + 1, key=key, agent="bench", run_id=f"open-{number}", prompt=prompt, pending_count=0)
+            ev.RunQueued(
+                seq=len(log) + 1, key=key, agent="bench", run_id=f"open-{number}", prompt=prompt, pending_count=0
+            )
         )
         core.call(journal.open, key, lambda opening: None)
-        core.call(journal.append, key, 1, copies, AgentState(key, "bench").fold(copies), last.set_result if number == count - 1 else lambda error: None)
+        state = AgentState(key, "bench")
+        for _, decided in groupby(copies, lambda event: event.ts):  # in the commits that it was made by
+            decision = list(decided)
+            state = state.fold(decision)
+            told = last.set_result if number == count - 1 and decision[-1] is copies[-1] else lambda error: None
+            core.call(journal.append, key, 1, decision, state, told)
     assert last.result(600) is None
     core.close(5.0)
     journal.close()
 
 
-def recovery(path: Path, count: int) -> tuple[float, float, float, float]:
-    """Seconds until the store is open, until the first interrupted run has ended, until all have; CPU seconds."""
-    from nitinol import Agent, Runtime
-    from nitinol.testing import ScriptedProvider, say
+def recovery(path: Path, count: int, held: bool) -> dict[str, float]:
+    """Seconds until the store is open, all agents are known, the first is up or has answered, all; CPU seconds of these.
 
-    agent = Agent(name="bench", model=ScriptedProvider(lambda _: say("an answer of some words")))
+    Up: its log has been read, and that it is up, and its run goes on, has been committed. An agent whose model is `held`
+    goes no further.
+    """
+    from quiet_model import QuietModel
+
+    from nitinol import Agent, Runtime
+
+    agent = Agent(name="bench", model=QuietModel(held=held))
     spent, began = measure.cpu(), time.perf_counter()
-    with Runtime(path, agents=[agent], drain=0.0) as rt:
-        opened = time.perf_counter() - began
-        with rt.subscribe("run.finished", after=rt._system.bus.position, maxsize=count) as ends:
+    found: dict[str, float] = {}
+
+    def lap(name: str) -> None:
+        found[name], found[f"{name} cpu"] = time.perf_counter() - began, measure.cpu() - spent
+
+    rt = Runtime(path, agents=[agent], drain=0.0)
+    stalls = measure.Stalls(rt._system.core)
+    lap("open")
+    with rt.subscribe("turn.started" if held else "run.finished", after=rt._system.bus.position, maxsize=count) as ends:
+        heads = rt._system.journal.heads()
+        lap("heads")
+        while len(refs := rt.agents()) < count:
+            time.sleep(0.001)
+        states = {ref.status().state for ref in refs}
+        lap("status")
+        ends.get(600)
+        lap("first")
+        for _ in range(count - 1):
             ends.get(600)
-            first = time.perf_counter() - began
-            for _ in range(count - 1):
-                ends.get(600)
-        every = time.perf_counter() - began
-        spent = measure.cpu() - spent
-    return opened, first, every, spent
+    lap("all")
+    found["all stall"], found["all gc"] = stalls.take()
+    rt.stop()
+    lap("stop")
+    found["stop stall"], found["stop gc"] = stalls.take()
+    assert len(heads) == count, len(heads)
+    assert states <= {"starting", "running", "idle"}, states
+    return found
 
 
 def main(quick: bool) -> None:
@@ -177,10 +219,41 @@ def main(quick: bool) -> None:
         measure.title(f"recovery: {count:,} agents with 20 messages and an open run each")
         store = here / "agents.db"
         make_store(store, count)
-        opened, first, every, spent = recovery(store, count)
-        table = [[f"{store.stat().st_size / 1e6:,.0f}", f"{opened:.2f}", f"{first:.2f}", f"{every:.2f}", f"{count / every:,.0f}", f"{spent:.2f}"]]
-        measure.table(["MB", "open s", "first answer s", "all answered s", "agents/s", "CPU s"], table)
+        rows = []
+        for held, names in (
+            (True, ("open", "heads", "status", "first", "all", "stop")),
+            (False, ("first", "all", "stop")),
+        ):
+            copy = here / f"copy-{held}.db"
+            shutil.copy(store, copy)
+            found = measure.child("journal.py", "--recover", str(copy), str(count), *(["--held"] if held else []))
+            found |= {"stop": found["stop"] - found["all"], "stop cpu": found["stop cpu"] - found["all cpu"]}
+            for name in names:
+                seconds, spent = found[name], found[f"{name} cpu"]
+                stalls = [f"{found[f'{name} {what}'] * 1000:.0f}" for what in ("stall", "gc") if f"{name} stall" in found]
+                what = WORDS.get(name, name).format("up" if held else "has answered")
+                rows.append([what, f"{seconds:.2f}", f"{spent:.2f}", f"{spent / count * 1e6:,.0f}", *(stalls or ("", ""))])
+        head = ["since the start of the runtime", "s", "CPU s", "CPU us/agent", "longest stall ms", "longest gc ms"]
+        measure.table(head, rows)
+        print(f"  the store has {store.stat().st_size / 1e6:,.0f} MB")
+
+
+WORDS = {
+    "open": "the store is open",
+    "heads": "every key, state and bill is known",
+    "status": "status() of all",
+    "first": "the first agent {}",
+    "all": "every agent {}",
+    "stop": "and stopped again (itself)",
+}
 
 
 if __name__ == "__main__":
-    main(measure.options(__doc__).parse_args().quick)
+    parser = measure.options(__doc__)
+    parser.add_argument("--recover", nargs=2, metavar=("STORE", "COUNT"), help="one recovery, once")
+    parser.add_argument("--held", action="store_true", help="of agents whose model does not answer")
+    given = parser.parse_args()
+    if given.recover:
+        print(json.dumps(recovery(Path(given.recover[0]), int(given.recover[1]), given.held)))
+    else:
+        main(given.quick)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import resource
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,6 +62,45 @@ def child(script: str, *arguments: str, env: dict[str, str] | None = None) -> di
         check=True,
     )
     return json.loads(done.stdout.splitlines()[-1])
+
+
+class Stalls:
+    """How long a loop keeps what is due waiting: the longest lag of a timer of a millisecond, while it is on.
+
+    Args:
+        loop: A `nitinol.env.Loop`.
+    """
+
+    def __init__(self, loop: Any) -> None:
+        self._loop = loop
+        self._last: float | None = None
+        self._collecting = 0.0
+        self.longest = 0.0
+        """Seconds."""
+        self.longest_collection = 0.0
+        """Seconds of the longest garbage collection, which stops every thread."""
+        gc.callbacks.append(self._collected)
+        loop.call(self._tick)
+
+    def _tick(self) -> None:
+        now = time.perf_counter()
+        if self._last is not None:
+            self.longest = max(self.longest, now - self._last - 0.001)
+        self._last = now
+        self._loop.call_later(0.001, self._tick)
+
+    def take(self) -> tuple[float, float]:
+        """The longest lag and the longest garbage collection until now; from now on, the next."""
+        found = self.longest, self.longest_collection
+        self.longest = self.longest_collection = 0.0
+        return found
+
+    def _collected(self, phase: str, _info: object) -> None:
+        now = time.perf_counter()
+        if phase == "start":
+            self._collecting = now
+        else:
+            self.longest_collection = max(self.longest_collection, now - self._collecting)
 
 
 def percentile(values: Sequence[float], fraction: float) -> float:

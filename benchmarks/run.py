@@ -21,6 +21,7 @@ BENCHES = (
     "events",
     "restarts",
     "journal",
+    "long_life",
     "sse",
     "import_time",
 )

@@ -16,6 +16,8 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
+AT_ONCE = 100
+"""Calls that a loop makes before it looks at its timers and sockets."""
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _PAIRS = [high + low for high in _CROCKFORD for low in _CROCKFORD]
 _log = logging.getLogger("nitinol")
@@ -109,8 +111,8 @@ class LoopThread:
         # The flag falls before the queue is read: a call that arrives after the last look wakes the loop again.
         self._woken = False
         calls = self._calls
-        # Only those that are there now: calls that make calls must not keep the loop from its timers and sockets.
-        for _ in range(len(calls)):
+        # Only those that are there now, and not thousands: calls must not keep the loop from its timers and sockets.
+        for _ in range(min(len(calls), AT_ONCE)):
             function, args = calls.popleft()
             try:
                 function(*args)
@@ -140,7 +142,8 @@ class LoopThread:
             self._loop.run_until_complete(self._loop.shutdown_asyncgens())
             # Before the last look: whoever calls from now on is told, whoever called before is heard.
             self._ended = True
-            self._drain()
+            for _ in range(len(self._calls) // AT_ONCE + 1):
+                self._drain()
             self._loop.close()
 
 

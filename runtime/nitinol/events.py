@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from decimal import Decimal
+from itertools import compress
+from operator import attrgetter, eq
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar, cast, get_args
 
 from pydantic import Discriminator, TypeAdapter, ValidationError
@@ -585,13 +587,20 @@ def from_dict(data: Mapping[str, Any]) -> Event:
 
 def pack(event: EventBase) -> bytes:
     """A durable event's fields for a store, without its type and position, and what of its envelope says nothing."""
-    silent = {name for name, default in _SILENT.items() if getattr(event, name) == default}
-    silent.add("position")
-    adapter = _adapter(event.__class__)
+    says_nothing = tuple(map(eq, _envelope(event), _NOTHING))
+    silent = _silent.get(says_nothing)
+    if silent is None:
+        silent = _silent[says_nothing] = {"position", *compress(ENVELOPE, says_nothing)}
+    return to_bytes(_adapter(event.__class__), event, exclude=silent)
+
+
+def to_bytes(adapter: TypeAdapter[T], value: T, exclude: set[str] | None = None) -> bytes:
+    """A value as JSON for a store. A lone surrogate, which no UTF-8 can hold, becomes a question mark."""
+    serializer = adapter.serializer  # not by `dump_json`, whose own work is as much again
     try:
-        return adapter.dump_json(event, exclude=silent)
-    except PydanticSerializationError:  # lone surrogates: no UTF-8 can hold them
-        data = adapter.dump_python(event, mode="json", exclude=silent)
+        return serializer.to_json(value, exclude=exclude)
+    except PydanticSerializationError:
+        data = serializer.to_python(value, mode="json", exclude=exclude)
         return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
@@ -600,7 +609,7 @@ def unpack(type: str, body: bytes) -> EventBase:
     cls = TYPES.get(type)
     try:
         if cls is not None:
-            return _adapter(cls).validate_json(body)
+            return cast("EventBase", _adapter(cls).validator.validate_json(body))
     except ValidationError:
         pass
     try:
@@ -697,5 +706,8 @@ def _adapter(cls: type[EventBase]) -> TypeAdapter[EventBase]:
     return adapter
 
 
-_SILENT = {field.name: field.default for field in fields(EventBase)}
+_envelope = attrgetter(*ENVELOPE)
+_NOTHING = tuple(field.default for field in fields(EventBase))
+_silent: dict[tuple[bool, ...], set[str]] = {}
+"""What to leave out, by which fields of the envelope say nothing: a few dozen patterns."""
 _adapters: dict[str, TypeAdapter[EventBase]] = {}

@@ -14,7 +14,7 @@ import pydantic
 
 from nitinol import events as ev
 from nitinol.actors.agent_actor import Cell
-from nitinol.actors.bus import Subscription
+from nitinol.actors.bus import PAGE, Subscription
 from nitinol.actors.system import System
 from nitinol.actors.worker_pool import Job, current_job
 from nitinol.agent import parse_output
@@ -51,7 +51,7 @@ class RunHandle(Generic[OutT]):
 
     def done(self) -> bool:
         """Whether the run has ended. Never waits."""
-        return self._finished() is not None
+        return has_ended(self._system, self.key, self.run_id)
 
     def result(self, timeout: float | None = None) -> RunResult[OutT]:
         """What the run came to; waits for its end, at most `timeout` seconds. The run goes on if the wait ends.
@@ -72,7 +72,7 @@ class RunHandle(Generic[OutT]):
             signal = threading.Event()
             forget = self._system.bus.when_finished(self.run_id, signal.set)
             try:
-                if self._finished() is not None:
+                if self.done():
                     return result_of(self._system, self.key, self.run_id, self._output)
                 self._check_alive()
                 left = None if until is None else until - monotonic()
@@ -98,7 +98,7 @@ class RunHandle(Generic[OutT]):
             ended: asyncio.Future[None] = loop.create_future()
             forget = self._system.bus.when_finished(self.run_id, partial(_wake, loop, ended))
             try:
-                if self._finished() is not None:
+                if self.done():
                     return result_of(self._system, self.key, self.run_id, self._output)
                 self._check_alive()
                 await ended
@@ -107,9 +107,6 @@ class RunHandle(Generic[OutT]):
 
     def __await__(self) -> Generator[Any, None, RunResult[OutT]]:
         return self.aresult().__await__()
-
-    def _finished(self) -> ev.RunFinished | None:
-        return finished(self._system, self.run_id)
 
     def _check_alive(self) -> None:
         life = self._cell.life
@@ -137,7 +134,7 @@ class RunHandle(Generic[OutT]):
 
     def _check_going_on(self) -> None:
         """Whoever follows the run is told, as whoever waits for it, that it will not go on for now."""
-        if self._finished() is None:
+        if not self.done():
             self._check_alive()
 
     def __iter__(self) -> Iterator[ev.Event]:
@@ -321,15 +318,34 @@ def wait(
         return cell.submit(input, then).result()
 
 
-def finished(system: System, run_id: str) -> ev.RunFinished | None:
-    """The `run.finished` of a run, if it has been committed."""
+def has_ended(system: System, key: str, run_id: str) -> bool:
+    """Whether the `run.finished` of a run has been committed. Reads its log only where nobody knows its agent's state.
+
+    Raises:
+        NotFound: It was never accepted here, or was forgotten.
+    """
+    cell = system.cells.get(key)
+    state = None if cell is None else cell.committed
+    if state is not None and state.has_open(run_id):
+        return False
     found = system.journal.find_run(run_id)
     if found is None:
         raise NotFound(f"run {run_id!r} is not known")
-    for event in reversed(system.journal.read(found[0], found[1])):
-        if isinstance(event, ev.RunFinished) and event.run_id == run_id:
-            return event
-    return None
+    if state is not None and state.seq >= found[1]:
+        return True  # it was accepted before that state, in which it is not open
+    return any(event.type == "run.finished" for event in _events_of(system, run_id, found))
+
+
+def _events_of(system: System, run_id: str, found: tuple[str, int]) -> Iterator[ev.EventBase]:
+    """The events of a run that `find_run` has found, from its acceptance to its end; what came later is not read."""
+    key, seq = found
+    while page := system.journal.read(key, seq - 1, PAGE):
+        for event in page:
+            if event.run_id == run_id:
+                yield event
+                if event.type == "run.finished":
+                    return
+        seq = page[-1].seq + 1
 
 
 def result_of(system: System, key: str, run_id: str, output: type[Any] | None = None) -> RunResult[Any]:
@@ -341,9 +357,7 @@ def result_of(system: System, key: str, run_id: str, output: type[Any] | None = 
     calls: dict[tuple[int, str], ToolCall] = {}
     answers: dict[tuple[int, str], ev.ToolFinished] = {}
     stop_reason: StopReason | None = None
-    for event in system.journal.read(found[0], found[1] - 1):
-        if event.run_id != run_id:
-            continue
+    for event in _events_of(system, run_id, found):
         match event:
             case ev.MessageAppended(message=message):
                 messages.append(message)

@@ -55,6 +55,8 @@ class Send:
     history: tuple[Message, ...] = ()
     parent_run_id: str | None = None
     root_run_id: str | None = None
+    is_new: bool = False
+    """The id was made for it: nobody can have sent it before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -378,7 +378,7 @@ class AgentRef(Generic[OutT]):
                 raise ConfigurationError(
                     f"run_id={run_id!r} is a run of {found[0]!r} already; it cannot be one of {self.key!r} too"
                 )
-        return Send(run_id=new_id, prompt=message, history=tuple(messages))
+        return Send(run_id=new_id, prompt=message, history=tuple(messages), is_new=run_id is None)
 
     def _handle(self, run_id: str) -> RunHandle[OutT]:
         return RunHandle(self._system, self._cell, run_id, self._output)

@@ -21,6 +21,9 @@ from nitinol.usage import NO_USAGE, Usage
 T = TypeVar("T")
 E = TypeVar("E", bound=ev.EventBase)
 
+FOLD = 1
+"""The version of the fold. Raise it with any change of what `absorb` makes of a log: older snapshots are then not used."""
+
 Activity = Literal["idle", "running", "paused", "cancelling", "parked", "stopped"]
 Stage = Literal["proposed", "waiting", "approval", "running", "done"]
 
@@ -45,6 +48,10 @@ class Log(Sequence[T], Generic[T]):
         new._items, new._length = items, self._length + 1
         return new
 
+    def continues(self, other: Log[T]) -> bool:
+        """Whether it is that version, or one that has grown out of it. Says no where it cannot tell at once."""
+        return self._items is other._items and self._length >= other._length
+
     def __len__(self) -> int:
         return self._length
 
@@ -54,7 +61,8 @@ class Log(Sequence[T], Generic[T]):
     def __getitem__(self, index: slice) -> Sequence[T]: ...
     def __getitem__(self, index: int | slice) -> T | Sequence[T]:
         if isinstance(index, slice):
-            return [self._items[at] for at in range(*index.indices(self._length))]
+            start, stop, step = index.indices(self._length)
+            return self._items[start:stop:step] if step > 0 else [self._items[at] for at in range(start, stop, step)]
         if not -self._length <= index < self._length:
             raise IndexError(index)
         return self._items[index if index >= 0 else self._length + index]
@@ -208,6 +216,11 @@ class AgentState:
         if self.run.ending is not None:
             return "cancelling"
         return "paused" if self.run.paused_at is not None else "running"
+
+    def has_open(self, run_id: str) -> bool:
+        """Whether this run is in progress, or waits."""
+        current = self.run is not None and self.run.run_id == run_id
+        return current or any(queued.run_id == run_id for queued in self.queue)
 
     def copy(self) -> AgentState:
         """A draft of its own."""
@@ -541,4 +554,4 @@ _FIELDS: dict[type, Callable[[Any], tuple[Any, ...]]] = {
     cls: attrgetter(*(item.name for item in fields(cls))) for cls in (AgentState, RunState)
 }
 
-__all__ = ["AgentState", "BrokenLog", "CallState", "Log", "PendingInput", "QueuedRun", "RunState", "estimate_tokens"]
+__all__ = ["FOLD", "AgentState", "BrokenLog", "CallState", "Log", "PendingInput", "QueuedRun", "RunState", "estimate_tokens"]

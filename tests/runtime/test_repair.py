@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nitinol.messages import Image, Message, Part, Role, Text, Thinking, ToolAnswer, ToolCall
-from nitinol.repair import LOST, view
+from nitinol.repair import LOST, View, view
 
 ids = st.sampled_from(("c1", "c2", "c3"))
 words = st.builds(Text, st.sampled_from(("", "so", "well")))
@@ -51,6 +51,15 @@ def wrong(messages: tuple[Message, ...]) -> list[str]:
         if item.tool_calls and (following is None or following.role != "tool"):
             found.append(f"{index}: calls without answers")
     return found
+
+
+@given(anything, st.lists(st.integers(0, 8)))
+def test_a_view_that_grows_is_the_view(messages: list[Message], looks: list[int]) -> None:
+    """However often a growing transcript was looked at, and wherever, the view is what one look at all of it gives."""
+    growing = View()
+    for length in sorted(looks):
+        assert growing.of(messages[:length]) == view(messages[:length])
+    assert growing.of(messages) == view(messages)
 
 
 @given(anything)

@@ -55,12 +55,14 @@ class Store:
             raise outcome
         return outcome
 
-    def append(self, key: str, epoch: int, *batch: EventBase) -> None:
-        self.settle(self.appending(key, epoch, *batch))
+    def append(self, key: str, epoch: int, *batch: EventBase, state: AgentState | None = None) -> None:
+        self.settle(self.appending(key, epoch, *batch, state=state))
 
-    def appending(self, key: str, epoch: int, *batch: EventBase) -> Future[Exception | None]:
+    def appending(
+        self, key: str, epoch: int, *batch: EventBase, state: AgentState | None = None
+    ) -> Future[Exception | None]:
         committed: Future[Exception | None] = Future()
-        self.core.call(self.journal.append, key, epoch, batch, after(*batch), committed.set_result)
+        self.core.call(self.journal.append, key, epoch, batch, state or after(*batch), committed.set_result)
         return committed
 
     def forget(self, key: str) -> None:

@@ -11,6 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, cast
@@ -33,6 +34,7 @@ from nitinol.errors import (
     ConfigurationError,
     KeyTaken,
     NitinolError,
+    NotFound,
     RuntimeStopped,
     StorageFailed,
 )
@@ -66,8 +68,10 @@ from nitinol.machine import (
     only_waits,
     step,
 )
+from nitinol.messages import Message
+from nitinol.repair import View
 from nitinol.result import RunResult
-from nitinol.state import AgentState
+from nitinol.state import AgentState, Log
 
 Life = Literal["opening", "up", "asleep", "backoff", "parked", "stopped"]
 Events = Sequence[ev.Event]
@@ -125,7 +129,7 @@ class Cell:
 
     __slots__ = (
         "actor", "backlog", "committed", "deferred", "definition", "epoch", "failure", "given", "key", "life", "reopening",
-        "requests", "services", "writes",
+        "requests", "services", "view", "viewed", "writes",
     )  # fmt: skip
 
     def __init__(self, services: Services, key: str, definition: Agent[Any]) -> None:
@@ -145,6 +149,9 @@ class Cell:
         self.writes = 0
         """Decisions of the cell itself that are not committed yet; no incarnation starts before they are."""
         self.deferred: Opened | None = None
+        self.view: View | None = None
+        """Of `viewed`, the transcript of the last request."""
+        self.viewed: Log[Message] | None = None
 
     # -- from any thread
 
@@ -160,7 +167,7 @@ class Cell:
             else:
                 future.set_result(outcome)
 
-        if not self.services.core.call(self._accept, Request(input, answer, then)):
+        if not self.services.core.call(self.accept, Request(input, answer, then)):
             answer(RuntimeStopped("the runtime was stopped"))
         return future
 
@@ -218,6 +225,12 @@ class Cell:
                 self.backlog = deque()
             self.backlog.append(input)
 
+    def view_of(self, transcript: Log[Message]) -> tuple[tuple[Message, ...], int, int]:
+        if self.view is None or self.viewed is None or not transcript.continues(self.viewed):
+            self.view = View()
+        self.viewed = transcript
+        return self.view.of(transcript)
+
     def ask(self, input: Input) -> asyncio.Future[Events]:
         future: asyncio.Future[Events] = asyncio.get_running_loop().create_future()
 
@@ -252,6 +265,7 @@ class Cell:
         self.actor, self.life = None, "asleep"
         actor.vanish()
         self.committed = self.committed.asleep()
+        self.view = self.viewed = None
         return True
 
     def wake(self) -> None:
@@ -263,8 +277,8 @@ class Cell:
     def _fold(self, opening: Opening) -> AgentState:
         # What is not of the log outlives an incarnation: a run goes on by the definition that it goes by.
         live, last = self.committed.definition, self.committed.next_definition
-        blank = AgentState(self.key, self.definition.name, live, last, seq=opening.base_seq)
-        return blank.fold(opening.events)
+        start = opening.state or AgentState(self.key, self.definition.name, seq=opening.base_seq)
+        return replace(start, definition=live, next_definition=last).fold(opening.events)
 
     def suspend(self, actor: AgentActor) -> None:
         """The store failed: what was not committed never was. Fold again once it can be read; no crash is counted."""
@@ -293,8 +307,9 @@ class Cell:
     def _read(self, opening: Opening | Exception) -> None:
         if isinstance(opening, Exception):
             raise opening
-        if opening.events and opening.events[-1].agent != self.definition.name:
-            name = opening.events[-1].agent
+        last = opening.events[-1] if opening.events else opening.state
+        if last is not None and last.agent != self.definition.name:
+            name = last.agent
             raise KeyTaken(
                 f"key {self.key!r} is an agent {name!r} in the store; it cannot be a {self.definition.name!r} too"
             )
@@ -331,7 +346,8 @@ class Cell:
         for request in self.requests or ():
             self.actor.post(request)
 
-    def _accept(self, request: Request) -> None:
+    def accept(self, request: Request) -> None:
+        """As `submit`, here and now."""
         stopped = self.services.bus.stopped
         if stopped is not None:
             request.answer(stopped)
@@ -547,7 +563,7 @@ class AgentActor(LoopActor):
     def _request(self, request: Request) -> None:
         request.tries += 1
         try:
-            if isinstance(request.input, Send) and self._known(request.input.run_id):
+            if self._is_known(request):
                 self.cell.settled(request, ())
                 return
             decided = self._decide(request.input, request)
@@ -559,12 +575,15 @@ class AgentActor(LoopActor):
         if self.refusal is not None and isinstance(request.input, Send):
             self.post(Cancel(run_id=request.input.run_id, by="agent_start", status="halted", reason=self.refusal))
 
-    def _known(self, run_id: str) -> bool:
-        """Whether this run was accepted before.
+    def _is_known(self, request: Request) -> bool:
+        """Whether it is a run that was accepted before, by this incarnation or the one that died over it.
 
         Raises:
             ConfigurationError: It is another agent's.
         """
+        if not isinstance(request.input, Send) or (request.input.is_new and request.tries == 1):
+            return False
+        run_id = request.input.run_id
         found = self.services.journal.find_run(run_id)
         if found is not None and found[0] != self.cell.key:
             raise ConfigurationError(
@@ -614,9 +633,11 @@ class AgentActor(LoopActor):
                 cell.settled(request, events)
         for event in events:
             if event.type == "run.finished" and cell.definition.has_hook("after_run"):
-                # Built here: once it is told that the run has ended, its log may be forgotten.
-                result = self.services.result_of(cell.key, event.run_id or "")
-                self.last_hook = self.services.core.spawn(self._after_run(result, self.last_hook))
+                run_id, result = event.run_id or "", None
+                with suppress(StorageFailed):
+                    # Built here: once it is told that the run has ended, its log may be forgotten.
+                    result = self.services.result_of(cell.key, run_id)
+                self.last_hook = self.services.core.spawn(self._after_run(run_id, result, self.last_hook))
             elif event.type == "agent.stopped":
                 self.services.core.spawn(self._agent_stop(event.reason))
         if cell.actor is self:
@@ -722,9 +743,19 @@ class AgentActor(LoopActor):
         for run_id in [*(queued.run_id for queued in state.queue), *([state.run.run_id] if state.run else [])]:
             self.post(Cancel(run_id=run_id, by="agent_start", status="halted", reason=self.refusal))
 
-    async def _after_run(self, result: RunResult[Any], before: asyncio.Task[None] | None) -> None:
+    async def _after_run(
+        self, run_id: str, result: RunResult[Any] | None, before: asyncio.Task[None] | None
+    ) -> None:
         if before is not None:
             await asyncio.wait([before])
+        while result is None:  # its log could not be read: a failure of the store, and no crash
+            await asyncio.sleep(STORE_RETRY)
+            try:
+                result = self.services.result_of(self.cell.key, run_id)
+            except StorageFailed:
+                continue
+            except NotFound:  # it was forgotten meanwhile
+                return
         try:
             await self.services.hooks.run("after_run", self.cell.definition, self.cell.committed, result)
         except HookFailed as error:

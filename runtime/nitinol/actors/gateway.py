@@ -30,7 +30,6 @@ from nitinol.machine import (
 from nitinol.messages import StopReason, fault
 from nitinol.prices import PriceList
 from nitinol.provider import Delta, ModelInfo, ModelRequest, ModelResponse, Provider, UsageSoFar
-from nitinol.repair import view
 from nitinol.state import AgentState
 from nitinol.tool_spec import Tool
 from nitinol.usage import NO_USAGE, Usage
@@ -139,7 +138,7 @@ class _Attempt:
         self.provider = providers.overridden() or providers.resolve(model)
         self.info = await self._ask_info(self.provider)
         self.prices = agent.prices or self.info.prices
-        messages, self.added, self.removed = view(state.transcript)
+        messages, self.added, self.removed = self.port.view_of(state.transcript)
         instructions = agent.instructions
         if callable(instructions):
             context = hook_context(agent, state)

@@ -10,7 +10,8 @@ from nitinol import events as ev
 from nitinol.inputs import (
     Input,
 )
-from nitinol.state import AgentState
+from nitinol.messages import Message
+from nitinol.state import AgentState, Log
 
 Stopper = Callable[[], None]
 """Stops an effect, on the core loop; harmless once it has ended."""
@@ -21,6 +22,10 @@ class Port(Protocol):
 
     key: str
     committed: AgentState
+
+    def view_of(self, transcript: Log[Message]) -> tuple[tuple[Message, ...], int, int]:
+        """As `repair.view`; of one that goes on where the last one ended, only what is new is looked at."""
+        ...
 
     def tell(self, input: Input) -> None:
         """An outcome, for whichever incarnation lives, or the next one."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -20,7 +21,7 @@ import pykka
 
 from nitinol import events as ev
 from nitinol import provider as providers
-from nitinol.actors.agent_actor import Cell, Life, Services
+from nitinol.actors.agent_actor import Cell, Life, Request, Services
 from nitinol.actors.bus import EventBus
 from nitinol.actors.gateway import ModelGateway
 from nitinol.actors.hook_runner import HookRunner
@@ -44,6 +45,8 @@ T = TypeVar("T")
 HOOK_WORKERS = 8
 SWEEPS = 4
 """Looks at who is idle, within the time after which an agent sleeps."""
+AT_ONCE = 100
+"""Agents that are seen to before the loop looks at others."""
 ALARM = 60.0
 """Seconds between two looks at the timers at most."""
 
@@ -253,13 +256,18 @@ class System:
         self.core.call_later(idle / SWEEPS, self._sweep, idle)
 
     def let_sleep(self, idle: float) -> None:
-        """Let those sleep that had nothing to do for `idle` seconds."""
-        before = self.env.now() - int(idle * 1e9)
-        for cell in list(self.cells.values()):
+        """Let those sleep that had nothing to do for `idle` seconds; of thousands, a few at a time."""
+        self._let_sleep(self.env.now() - int(idle * 1e9), deque(self.cells.values()))
+
+    def _let_sleep(self, before: int, cells: deque[Cell]) -> None:
+        for _ in range(min(len(cells), AT_ONCE)):
+            cell = cells.popleft()
             if cell.life == "up" and cell.committed.last_event_at <= before and cell.sleep():
                 due = next_due(cell.committed)
                 if due is not None:
                     self._set_alarm(due)
+        if cells:
+            self.core.call(self._let_sleep, before, cells)
 
     def _ring(self) -> None:
         """Wake who is due, and see when the next one will be."""
@@ -296,9 +304,11 @@ class System:
         finally:
             with suppress(pykka.ActorDeadError):
                 self.supervisor.stop()
-            for cell in self.cells.values():
+            for number, cell in enumerate(list(self.cells.values()), 1):
                 cell.refuse(failure)  # whoever still waits for one is told
                 cell.stopped()
+                if not number % AT_ONCE:
+                    await asyncio.sleep(0)
             self.bus.stop(failure)
 
     async def _wind_down(self, drain: float, until: float) -> None:
@@ -310,15 +320,22 @@ class System:
                 for run_id in [*(queued.run_id for queued in state.queue), *([state.run.run_id] if state.run else [])]:
                     cell.submit(Cancel(run_id=run_id, by="stop"))
             await self._until_idle(min(GRACE + 1.0, max(until - self.env.monotonic(), 0.5)))
-        stops = [
-            asyncio.wrap_future(cell.submit(Stop(reason="the runtime stopped")))
-            for cell in self.cells.values()
-            if cell.life != "asleep" or cell.definition.has_hook("agent_stop")
-        ]
-        if stops:
-            done, _ = await asyncio.wait(stops, timeout=max(until - self.env.monotonic(), 0.5))
-            for stop in done:
-                stop.exception()  # seen: an agent that could not be stopped in good order is stopped all the same
+        cells = [cell for cell in self.cells.values() if cell.life != "asleep" or cell.definition.has_hook("agent_stop")]
+        left, all_stopped = len(cells), asyncio.Event()
+
+        def answer(_outcome: object) -> None:  # one that cannot be stopped in good order is stopped all the same
+            nonlocal left
+            left -= 1
+            if not left:
+                all_stopped.set()
+
+        for number, cell in enumerate(cells, 1):
+            cell.accept(Request(Stop(reason="the runtime stopped"), answer))
+            if not number % AT_ONCE:
+                await asyncio.sleep(0)
+        if cells:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(all_stopped.wait(), max(until - self.env.monotonic(), 0.5))
 
     async def _until_idle(self, timeout: float) -> None:
         """Wait until no run is open, at most `timeout` seconds."""

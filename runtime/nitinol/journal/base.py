@@ -46,9 +46,11 @@ class Opening:
     epoch: int
     """Only appends under it are accepted from now on."""
     events: Sequence[EventBase]
-    """The durable events of the key, in order."""
+    """The durable events of the key behind `state`, in order."""
     base_seq: int = 0
-    """The seq before the first of them; more than 0 where older ones were forgotten."""
+    """The seq before the first of them that was not forgotten."""
+    state: AgentState | None = None
+    """The fold over those before, without a definition, where the journal has kept one; nobody else has this value."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from nitinol import events as ev
 from nitinol.journal.base import Head
+from nitinol.state import FOLD
 from nitinol.usage import NO_USAGE, Usage
 
 KNOWN = 20_000
@@ -22,7 +23,11 @@ KNOWN = 20_000
 _HEAD = "key, agent, seq, state, run_id, open_runs, active, usage, cost, messages, started_at, last_event_at"
 SELECT_HEAD = f"SELECT {_HEAD}, due FROM heads LEFT JOIN timers USING (key)"
 """Gives what `to_head` takes."""
-SELECT_ROW = f"SELECT epoch, base_seq, {_HEAD}, due FROM heads LEFT JOIN timers USING (key)"
+_KEPT = f"FROM snapshots WHERE key = heads.key AND fold = {FOLD}"
+SELECT_ROW = (
+    f"SELECT epoch, base_seq, coalesce((SELECT seq {_KEPT}), 0), coalesce((SELECT length(body) {_KEPT}), 0), {_HEAD}, due"
+    " FROM heads LEFT JOIN timers USING (key)"
+)
 """Gives what `to_row` takes."""
 
 
@@ -35,6 +40,10 @@ class Row:
     """Events up to it were forgotten."""
     head: Head | None = None
     """`None` before its first event."""
+    kept: int = 0
+    """The seq of its snapshot."""
+    kept_size: int = 0
+    """Bytes of it."""
 
     @property
     def seq(self) -> int:
@@ -56,11 +65,18 @@ class Spent:
         cost = Decimal(0) if row.cost is None else row.cost
         return Spent(self.usage + row.usage, self.cost + cost, self.unpriced + (row.cost is None))
 
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(self.usage + other.usage, self.cost + other.cost, self.unpriced + other.unpriced)
+
+
+_NOTHING = Spent()
+_DAY = 86_400 * 10**9
+"""Nanoseconds."""
+
 
 def scopes_of(row: ev.UsageUpdated) -> tuple[tuple[str, str], ...]:
     """Where a row of the bill counts: (scope, name)."""
-    day = f"{datetime.fromtimestamp(row.ts / 1e9, UTC):%Y-%m-%d}"
-    return ("agent", row.agent), ("day", day), ("key", row.key), ("model", f"{row.provider}:{row.model}")
+    return ("agent", row.agent), ("day", _date(row.ts // _DAY)), ("key", row.key), ("model", f"{row.provider}:{row.model}")
 
 
 class Rows:
@@ -71,8 +87,10 @@ class Rows:
         self._due: dict[str, int | None] = {}
         """The timers as they are in the store."""
         self._spent: dict[tuple[str, str], Spent] = {}
-        self._changed: set[str] = set()
-        self._charged: set[tuple[str, str]] = set()
+        # In order: what is written, and so where a disk fails, must not hang on the hashes of strings.
+        self._changed: dict[str, None] = {}
+        self._bill: list[ev.UsageUpdated] = []
+        """What this transaction charges."""
 
     def get(self, connection: sqlite3.Connection, key: str) -> Row:
         """A key's row."""
@@ -87,20 +105,13 @@ class Rows:
     def put(self, key: str, row: Row) -> None:
         """Change a key's row."""
         self._rows[key] = row
-        self._changed.add(key)
+        self._changed[key] = None
 
-    def charge(self, connection: sqlite3.Connection, row: ev.UsageUpdated) -> None:
+    def charge(self, row: ev.UsageUpdated) -> None:
         """Count a row of the bill in its scopes."""
-        charged: dict[tuple[str, str], Spent] = {}
-        for at in scopes_of(row):
-            spent = self._spent.get(at)
-            if spent is None:
-                select = "SELECT usage, cost, unpriced FROM scopes WHERE scope = ? AND name = ?"
-                found = connection.execute(select, at).fetchone()
-                spent = Spent() if found is None else to_spent(*found)
-            charged[at] = spent.plus(row)
-        self._spent.update(charged)
-        self._charged.update(charged)
+        for _, name in scopes_of(row):
+            name.encode()  # what no store holds fails here, with its decision alone
+        self._bill.append(row)
 
     def write(self, connection: sqlite3.Connection) -> None:
         """Write what has changed, before the transaction is committed."""
@@ -111,16 +122,25 @@ class Rows:
             if due != self._due[key]:
                 save_due(connection, key, due)
                 self._due[key] = due
-        for at in self._charged:
-            save_spent(connection, at, self._spent[at])
+        for at, sum in sum_of(self._bill).items() if self._bill else ():
+            spent = self._spent[at] = self._spent_before(connection, at) + sum
+            save_spent(connection, at, spent)
         self._changed.clear()
-        self._charged.clear()
+        self._bill.clear()
         if len(self._rows) + len(self._spent) > KNOWN:
             self.clear()
 
+    def _spent_before(self, connection: sqlite3.Connection, at: tuple[str, str]) -> Spent:
+        known = self._spent.get(at)
+        if known is None:
+            select = "SELECT usage, cost, unpriced FROM scopes WHERE scope = ? AND name = ?"
+            found = connection.execute(select, at).fetchone()
+            known = _NOTHING if found is None else to_spent(*found)
+        return known
+
     def clear(self) -> None:
         """Know nothing: the transaction failed."""
-        for known in (self._rows, self._due, self._spent, self._changed, self._charged):
+        for known in (self._rows, self._due, self._spent, self._changed, self._bill):
             known.clear()
 
 
@@ -157,10 +177,10 @@ def save_spent(connection: sqlite3.Connection, at: tuple[str, str], spent: Spent
     )
 
 
-def to_row(epoch: int, base_seq: int, *head: Any) -> Row:
+def to_row(epoch: int, base_seq: int, kept: int, kept_size: int, *head: Any) -> Row:
     """What `SELECT_ROW` gives as a `Row`."""
     known = to_head(*head)
-    return Row(epoch, base_seq, known if known.seq > base_seq else None)
+    return Row(epoch, base_seq, known if known.seq > base_seq else None, kept, kept_size)
 
 
 def to_head(
@@ -180,17 +200,25 @@ def to_spent(usage: str, cost: str, unpriced: int) -> Spent:
     return Spent(_usage().validate_json(usage), Decimal(cost), unpriced)
 
 
-def sum_of(bill: Iterable[ev.UsageUpdated]) -> Mapping[tuple[str, str], Spent]:
-    """What the scopes come to, by the bill alone."""
-    spent: dict[tuple[str, str], Spent] = {}
+def sum_of(bill: Iterable[ev.UsageUpdated]) -> dict[tuple[str, str], Spent]:
+    """What rows of the bill come to in each scope they count in: (scope, name) to the sum."""
+    sums: dict[tuple[str, str], Spent] = {}
+    shared: dict[tuple[tuple[str, str], ...], Spent] = {}
     for row in bill:
-        for at in scopes_of(row):
-            spent[at] = spent.get(at, Spent()).plus(row)
-    return spent
+        agent, day, key, model = scopes_of(row)
+        sums[key] = sums.get(key, _NOTHING).plus(row)
+        shared[agent, day, model] = shared.get((agent, day, model), _NOTHING).plus(row)
+    for scopes, spent in shared.items():
+        for at in scopes:
+            sums[at] = sums.get(at, _NOTHING) + spent
+    return sums
+
+
+@lru_cache(4)
+def _date(day: int) -> str:
+    return f"{datetime.fromtimestamp(day * _DAY / 1e9, UTC):%Y-%m-%d}"
 
 
 @cache
 def _usage() -> TypeAdapter[Usage]:
     return TypeAdapter(Usage)
-
-

@@ -12,7 +12,7 @@ from nitinol.journal.owner import own
 
 SCHEMA = 2
 
-# No feature newer than SQLite 3.37. `heads`, `timers` and `scopes` say nothing that `events` does not: `verify` rebuilds them.
+# No feature newer than SQLite 3.37. `heads`, `snapshots`, `timers` and `scopes` say nothing that `events` does not: `verify` rebuilds them.
 TABLES = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS events (
@@ -27,6 +27,7 @@ CREATE TABLE IF NOT EXISTS heads (
     messages INTEGER NOT NULL, started_at INTEGER NOT NULL, last_event_at INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS heads_active ON heads (key) WHERE active;
+CREATE TABLE IF NOT EXISTS snapshots (key TEXT PRIMARY KEY, seq INTEGER NOT NULL, fold INTEGER NOT NULL, body BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS timers (key TEXT PRIMARY KEY, due INTEGER NOT NULL) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS timers_due ON timers (due);
 CREATE TABLE IF NOT EXISTS scopes (

@@ -21,7 +21,7 @@ from pathlib import Path
 from nitinol.env import Env, Loop
 from nitinol.errors import NitinolError
 from nitinol.events import EventBase, UsageUpdated, pack, stamp
-from nitinol.journal import blobs
+from nitinol.journal import blobs, snapshots
 from nitinol.journal.base import Committed, Conflict, Opening, head_of, taken
 from nitinol.journal.migrate import prepare
 from nitinol.journal.reader import SELECT_EVENT, StoreReader, to_events
@@ -32,7 +32,7 @@ from nitinol.state import AgentState, BrokenLog
 
 BATCH = 512
 """Decisions in one transaction at most."""
-OPENINGS = 16
+OPENINGS = 64
 """Logs that one transaction reads at most: ten thousand agents that come back must not keep one decision waiting."""
 CLOSING = 30.0
 """Seconds to finish what was appended before a close."""
@@ -228,13 +228,15 @@ class SqliteJournal(StoreReader):
 
     def _take_over(self, connection: sqlite3.Connection, key: str) -> Opening:
         row = self._rows.get(connection, key)
+        state = snapshots.load(connection, key) if row.kept else None
+        behind = row.base_seq if state is None else state.seq
         select = f"{SELECT_EVENT} WHERE key = ? AND seq > ? ORDER BY seq"
-        events = to_events(connection, connection.execute(select, (key, row.base_seq)))
-        if (events[-1].seq if events else row.base_seq) != row.seq:
+        events = to_events(connection, connection.execute(select, (key, behind)))
+        if (events[-1].seq if events else behind) != row.seq:
             raise BrokenLog(f"agent {key!r}: its log should end with event {row.seq}, which cannot be read")
         row = replace(row, epoch=row.epoch + 1)
         self._rows.put(key, row)
-        return Opening(row.epoch, events, row.base_seq)
+        return Opening(row.epoch, events, row.base_seq, state)
 
     def _append(self, connection: sqlite3.Connection, item: _Append) -> None:
         row, events = self._rows.get(connection, item.key), item.events
@@ -265,10 +267,13 @@ class SqliteJournal(StoreReader):
             if event.type == "run.queued":
                 at = (event.run_id, item.key, event.seq)
                 connection.execute("INSERT INTO runs (run_id, key, seq) VALUES (?, ?, ?)", at)
+        row = replace(row, head=head_of(item.state))
+        if snapshots.is_due(row.seq - max(row.kept, row.base_seq), row.kept_size):
+            row = replace(row, kept=row.seq, kept_size=snapshots.save(connection, item.state))
         for event in events:
             if isinstance(event, UsageUpdated):
-                self._rows.charge(connection, event)
-        self._rows.put(item.key, replace(row, head=head_of(item.state)))
+                self._rows.charge(event)
+        self._rows.put(item.key, row)
 
     def _forget(self, connection: sqlite3.Connection, key: str) -> None:
         row = self._rows.get(connection, key)
@@ -277,13 +282,16 @@ class SqliteJournal(StoreReader):
         connection.execute("DELETE FROM blobs WHERE hash NOT IN (SELECT hash FROM blob_uses)")
         connection.execute(f"DELETE FROM events WHERE {kept}", (key,))
         connection.execute("DELETE FROM runs WHERE key = ?", (key,))
+        connection.execute("DELETE FROM snapshots WHERE key = ?", (key,))
         # The epoch rises: nothing that an old incarnation still writes comes after it.
-        self._rows.put(key, replace(row, epoch=row.epoch + 1, base_seq=row.seq, head=None))
+        self._rows.put(key, replace(row, epoch=row.epoch + 1, base_seq=row.seq, head=None, kept=0, kept_size=0))
 
     def _connect(self) -> sqlite3.Connection:
         connection = self._writer = self._disk.connect(self.path)
+        # FULL, and more until there is a WAL: a power cut must not bring back the journal of the file's first commit, which
+        # would roll it back to nothing, and the WAL with it.
+        connection.execute("PRAGMA synchronous = EXTRA")
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA secure_delete = ON")  # what is forgotten is not left in free pages
         return connection
 
