@@ -1,19 +1,23 @@
 # The same few verbs for people and CI. Each sets up a private .venv; a stamp file makes the second call quick.
 
 PYTHON ?= python3
+SEEDS ?= 2000
 VENV := .venv
 BIN := $(VENV)/bin
 
 N := 200
 SEED :=
 
-.PHONY: demo test lint bench chaos clean
+.PHONY: demo test simulate chaos lint bench clean
 
 demo: $(VENV)/.model  ## Supervised agents on a real small model; one crashes and comes back.
 	$(BIN)/nitinol demo
 
 test: $(VENV)/.dev  ## All tests; ARGS="-k name" for some.
 	$(BIN)/python -m pytest $(ARGS)
+
+simulate: $(VENV)/.dev  ## Whole worlds from seeds, crashed at every named point; ARGS="--seed 7 -v" for one again.
+	$(BIN)/python -m tests.simulation --seeds $(SEEDS) $(ARGS)
 
 lint: $(VENV)/.dev  ## Style, types, and the order of rooms.
 	$(BIN)/ruff check

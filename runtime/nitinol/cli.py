@@ -1,4 +1,4 @@
-"""The command line: `nitinol run`, `nitinol demo`, `nitinol local`.
+"""The command line: `nitinol run`, `nitinol demo`, `nitinol local`, and the verbs of `store_commands`.
 
 The only code here that installs signal handlers or decides an exit status. What is slow to import waits for the
 command that needs it.
@@ -17,6 +17,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING
 
+from nitinol import store_commands
 from nitinol.errors import ConfigurationError, NitinolError
 
 if TYPE_CHECKING:
@@ -252,6 +253,8 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(command=_demo)
     demo.add_argument("--model", help="provider:model; by default a small one on this machine")
     demo.add_argument("--agents", type=int, default=3, help="how many (3)")
+
+    store_commands.add_commands(commands)
 
     local = commands.add_parser("local", help="the small model on this machine").add_subparsers(
         metavar="command", required=True

@@ -12,12 +12,14 @@
         KeyTaken                the key lives under another agent's name
       NotFound (LookupError)    no agent or run of this name
       AlreadyResolved           a run that has ended, or an approval that was decided
+      BadExport                 what was to be imported is no sound export of an agent; nothing was changed
       RunFailed                 `.result` says how; from `output` and `raise_for_status`
       RuntimeStopped            the runtime was stopped
         RuntimeDown             its root supervisor failed
       StorageFailed             the store cannot be read or written; agents wait until it can
         StoreInUse              another process owns it
         NewerSchema             a newer version wrote it
+      ReadOnly                  a runtime with `read_only=True` was asked to change something; its store's owner can
       WouldDeadlock             a blocking call on one of the runtime's own loops
       SubscriptionClosed        no more events will come
       SubscriptionOverflow      a subscription with `overflow="close"` fell behind
@@ -84,6 +86,10 @@ class AlreadyResolved(NitinolError):
     """The run has ended, or the approval was decided: the first committed resolution won."""
 
 
+class BadExport(NitinolError, ValueError):
+    """What was to be imported is no sound export of an agent, or cannot be exported; nothing was changed."""
+
+
 class RunFailed(NitinolError):
     """A run did not complete; `result` is its `RunResult`."""
 
@@ -110,6 +116,10 @@ class StoreInUse(StorageFailed):
 
 class NewerSchema(StorageFailed):
     """A newer version of Nitinol wrote the store."""
+
+
+class ReadOnly(NitinolError):
+    """A runtime that only looks on, `Runtime(store, read_only=True)`, was asked to change something."""
 
 
 class WouldDeadlock(NitinolError, RuntimeError):

@@ -591,11 +591,16 @@ def pack(event: EventBase) -> bytes:
     silent = _silent.get(says_nothing)
     if silent is None:
         silent = _silent[says_nothing] = {"position", *compress(ENVELOPE, says_nothing)}
-    serializer = _adapter(event.__class__).serializer  # not by `dump_json`, whose own work is as much again
+    return to_bytes(_adapter(event.__class__), event, exclude=silent)
+
+
+def to_bytes(adapter: TypeAdapter[T], value: T, exclude: set[str] | None = None) -> bytes:
+    """A value as JSON for a store. A lone surrogate, which no UTF-8 can hold, becomes a question mark."""
+    serializer = adapter.serializer  # not by `dump_json`, whose own work is as much again
     try:
-        return serializer.to_json(event, exclude=silent)
-    except PydanticSerializationError:  # lone surrogates: no UTF-8 can hold them
-        data = serializer.to_python(event, mode="json", exclude=silent)
+        return serializer.to_json(value, exclude=exclude)
+    except PydanticSerializationError:
+        data = serializer.to_python(value, mode="json", exclude=exclude)
         return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
@@ -38,7 +38,9 @@ from nitinol.inputs import (
     Send,
     Stop,
 )
-from nitinol.journal import Store, open_journal
+from nitinol.journal import Store, open_journal, open_read_only
+from nitinol.journal.base import head_of, taken
+from nitinol.journal.transfer import Export, Log, check_key, export_lines, read_export, renamed
 from nitinol.machine import (
     GRACE,
 )
@@ -277,8 +279,13 @@ class AgentRef(Generic[OutT]):
     def _is_away(self) -> bool:
         """Whether its log has not been read yet, or it sleeps. One that is suspended by its store has been read."""
         cell = self._cell
-        unread = self._system.journal.durable and cell.epoch == 0 and cell.life == "opening"
+        unread = cell.epoch == 0 and cell.life == "opening" and self._has_past()
         return unread or len(cell.committed.transcript) != cell.committed.message_count
+
+    def _has_past(self) -> bool:
+        """Whether there may be a log from before its first start here: in memory only one that was imported."""
+        journal = self._system.journal
+        return journal.durable or bool(journal.read(self.key, limit=1))
 
     def _messages(self) -> tuple[Message, ...]:
         return view(self._cell.committed.transcript)[0]
@@ -422,6 +429,11 @@ class Runtime:
         store: Where the journal is kept: a path, `sqlite:///path`, `None` for in memory, as long-lived as the process, or
             a function of `(env, core)` that opens a `Journal` of your own.
         agents: Definitions that the runtime knows by name; runs of theirs that were interrupted go on at once.
+        read_only: Look on, beside the owner of a store or where none lives: subscriptions follow what it commits (not its
+            deltas), and all that tells of agents and runs answers from the store, which `get`, `agents`, `status` and
+            `tree` then read. `get` and `agents` give every agent of the store; definitions are needed only for typed
+            output, here or by `start`, which gives an agent of the store, and starts none; where one is not known,
+            `ref.agent` has its name alone. Whatever would change something raises `ReadOnly`.
         workers: Threads for tools that are plain functions, shared fairly by all agents.
         drain: Seconds that open runs get on a clean stop.
         shutdown: Seconds within which a stop ends, come what may.
@@ -430,6 +442,7 @@ class Runtime:
 
     Raises:
         ConfigurationError: An option is wrong.
+        StorageFailed: The store cannot be opened: `StoreInUse` where another process owns it; for `read_only`, there is none.
     """
 
     def __init__(
@@ -437,6 +450,7 @@ class Runtime:
         store: Store = None,
         *,
         agents: Sequence[Agent[Any]] = (),
+        read_only: bool = False,
         workers: int = 32,
         drain: float = 10.0,
         shutdown: float = 30.0,
@@ -456,14 +470,16 @@ class Runtime:
             if self._definitions.setdefault(agent.name, agent) is not agent:
                 raise ConfigurationError(f"two agents are called {agent.name!r}")
         results: list[System] = []
-        self._system = System(
-            env or Env(),
-            partial(open_journal, store),
-            self._definitions,
-            workers,
-            idle,
-            lambda key, run_id: _result_of(results[0], key, run_id),
-        )
+        result_of = partial(_result_of_first, results)
+        if read_only:
+            from nitinol.actors.follower import Follower  # which brings sqlite3
+
+            open_store = partial(open_read_only, store)
+            self._system: System = Follower(env or Env(), open_store, self._definitions, result_of)
+        else:
+            self._system = System(
+                env or Env(), partial(open_journal, store), self._definitions, workers, idle, result_of
+            )
         results.append(self._system)
         try:
             self._system.begin()
@@ -490,9 +506,7 @@ class Runtime:
         definition = self._definition(agent)
         if key is not None and not key:
             raise ConfigurationError("key='' names no agent; leave it out for a fresh one")
-        if providers.overridden() is None:
-            for model in definition.models:
-                providers.resolve(model)
+        self._system.check_models(definition)
         cell = self._system.cell(
             definition, key if key is not None else f"{definition.name}/{self._system.env.new_id()}"
         )
@@ -513,7 +527,7 @@ class Runtime:
     def agents(self, pattern: str = "*") -> list[AgentRef[Any]]:
         """The live agents whose key matches a shell pattern, in order of their keys. Never waits."""
         self._system.check()
-        cells = sorted(self._system.cells.copy().items())
+        cells = sorted(self._system.everyone().items())
         return [
             AgentRef(self._system, cell, cell.definition.output) for key, cell in cells if fnmatchcase(key, pattern)
         ]
@@ -553,6 +567,78 @@ class Runtime:
         if live is not None:
             await live.astop()
         await asyncio.wrap_future(self._system.forget(key))
+
+    # -- moving agents
+
+    def export_agent(self, key: str) -> Iterator[str]:
+        """An agent, live or only in the store, as lines of JSON: a header, then each event of its log.
+
+        They hold all that is committed at the time of the call, which reads it; the lines are made as they are taken.
+
+        Raises:
+            NotFound: No agent has a log there.
+            BadExport: A newer version wrote a part of its log.
+        """
+        self._system.check()
+        log = self._system.journal.read(key)
+        if not log:
+            raise NotFound(f"no agent has a log at {key!r}; rt.agents() and `nitinol agents` tell which do")
+        return export_lines(key, log)
+
+    def import_agent(self, export: Export, *, key: str | None = None) -> str:
+        """Begin a key with an exported log; returns once it is committed, all of it or nothing.
+
+        Ids, seq, times and costs stay as they were, and the bill counts here from now on, on the days it was made.
+        Subscribers see the events as any other. A run that was open goes on if its definition was given as `agents=`,
+        else with `start`. One exported while it goes on elsewhere would go on twice: stop it there first.
+
+        Args:
+            export: Lines as `export_agent` gives them, or a snapshot, as `ref.snapshot()` does.
+            key: Another key than the exported one. Runs whose ids are taken in this store then get new ones, so that an
+                agent may be copied beside itself.
+
+        Returns:
+            The key.
+
+        Raises:
+            BadExport: It is no sound export of an agent.
+            KeyTaken: The key has a log here, or had one that was forgotten.
+            ConfigurationError: A run of it is known here, and the key stays the same.
+        """
+        with Waiting(self._system, "import_agent", "await rt.aimport_agent(…)"):
+            log = self._to_import(export, key)
+            self._system.restore(log.key, log.events, log.state).result()
+        return self._imported(log)
+
+    async def aimport_agent(self, export: Export, *, key: str | None = None) -> str:
+        """As `import_agent`. The lines are read on another thread."""
+        log = await asyncio.to_thread(self._to_import, export, key)
+        await asyncio.wrap_future(self._system.restore(log.key, log.events, log.state))
+        return self._imported(log)
+
+    def _to_import(self, export: Export, key: str | None) -> Log:
+        self._system.check()
+        log = read_export(export)
+        if key is not None:
+            check_key(key)
+        journal = self._system.journal
+        known = {run_id: found[0] for run_id in log.run_ids if (found := journal.find_run(run_id)) is not None}
+        if key is not None and key != log.key:
+            return renamed(log, key, {run_id: self._system.env.new_id() for run_id in known})
+        for run_id, there in known.items():
+            if there == log.key:
+                raise taken(log.key)
+            raise ConfigurationError(
+                f"run {run_id!r} of {log.key!r} is one of {there!r} here already; import it with another key= as a copy"
+            )
+        return log
+
+    def _imported(self, log: Log) -> str:
+        definition = self._definitions.get(log.state.agent)
+        # A journal in memory has no heads by which `get` would find it later.
+        if definition is not None and (head_of(log.state).active or not self._system.journal.durable):
+            self._system.cell(definition, log.key)
+        return log.key
 
     # -- events
 
@@ -605,9 +691,7 @@ class Runtime:
 
     def publish(self, name: str, payload: Mapping[str, Any] | None = None) -> None:
         """Publish an ephemeral event of your own, as `custom`. From any thread; never waits."""
-        self._system.check()
-        event = ev.Custom(ts=self._system.env.now(), name=name, payload=dict(payload or {}))
-        self._system.core.call(self._system.publish, event)
+        self._system.announce(ev.Custom(ts=self._system.env.now(), name=name, payload=dict(payload or {})))
 
     # -- the tree
 
@@ -615,14 +699,11 @@ class Runtime:
         """The supervision tree. Never waits."""
         system = self._system
         agents = tuple(
-            TreeNode(id=key, kind="worker", state=AgentRef(system, cell, None).status().state)
-            for key, cell in sorted(system.cells.copy().items())
+            TreeNode(id=key, kind="worker", state=_WORDS.get(life, activity))
+            for key, life, activity in system.outline()
         )
         parts = (
-            TreeNode(id="journal", kind="worker", state="running"),
-            TreeNode(id="bus", kind="worker", state="running"),
-            TreeNode(id="gateway", kind="worker", state="running"),
-            TreeNode(id="pool", kind="supervisor", state=f"{system.workers} workers"),
+            *(TreeNode(id=id, kind=kind, state=state) for id, kind, state in system.parts()),
             TreeNode(id="agents", kind="supervisor", state="running", children=agents),
         )
         failure = system.failure
@@ -694,7 +775,8 @@ class Runtime:
         return known
 
 
-def _result_of(system: System, key: str, run_id: str) -> RunResult[Any]:
+def _result_of_first(systems: Sequence[System], key: str, run_id: str) -> RunResult[Any]:
+    system = systems[0]  # which is made with this function
     cell = system.cells.get(key)
     return result_of(system, key, run_id, None if cell is None else cell.definition.output)
 

@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 from nitinol.events import Event
+from nitinol.messages import Message
 from nitinol.usage import Usage
 
 _UNPRINTABLE: dict[int, str | None] = {
@@ -57,6 +58,68 @@ def describe(event: Event) -> tuple[str, str] | None:
             return "↻ the run goes on", "bold green"
         case _:
             return None
+
+
+def summary(event: Event) -> str:
+    """The telling fields of any durable event, in one line; empty where its type says all."""
+    told = describe(event)
+    if told is not None:
+        return told[0]
+    match event.type:
+        case "run.queued":
+            return _show_message(event.prompt) if event.prompt is not None else count(len(event.history), "message")
+        case "input.queued":
+            return f"{event.mode} {_show_message(event.prompt)}"
+        case "message.appended":
+            return _show_message(event.message)
+        case "run.started":
+            return in_line(event.model)
+        case "run.finished":
+            bill = f"{count(event.turns, 'turn')}, {show_cost(event.cost)}, {event.duration:.1f} s"
+            return f"{event.status}: {bill}{f': {in_line(event.error)}' if event.error else ''}"
+        case "run.cancelling":
+            return f"{event.status}, by {in_line(event.by)}{f': {in_line(event.reason)}' if event.reason else ''}"
+        case "turn.started":
+            return f"turn {event.turn}, {count(event.message_count, 'message')}"
+        case "turn.finished":
+            return f"{event.stop_reason}, {count(event.tool_calls, 'tool call')}"
+        case "model.started":
+            return f"{in_line(event.provider)}:{in_line(event.model)}, attempt {event.attempt}"
+        case "model.finished":
+            return f"{event.stop_reason}, {event.duration:.1f} s"
+        case "model.failed":
+            return f"{in_line(event.error_type)}: {in_line(event.error)}"
+        case "usage.updated":
+            guess = ", estimated" if event.estimated else ""
+            return f"{show_tokens(event.usage)}, {show_cost(event.cost)}{guess}; so far {show_cost(event.agent_cost)}"
+        case "tool.started":
+            return f"{in_line(event.name)}, execution {event.execution}"
+        case "approval.requested":
+            return f"? {show_call(event.name, event.arguments)}"
+        case "approval.resolved":
+            return f"{event.decision}, by {in_line(event.by)}{f': {in_line(event.reason)}' if event.reason else ''}"
+        case "agent.configured":
+            return ", ".join(f"{in_line(name)}={in_line(value, 60)}" for name, value in event.changes.items())
+        case "agent.started":
+            return f"incarnation {event.incarnation}{', recovered' if event.recovered else ''}"
+        case "agent.stopped" | "run.paused" | "input.dropped":
+            return in_line(event.reason)
+        case "budget.exceeded":
+            return f"{in_line(event.scope)}: spent {in_line(event.spent)}, needs {in_line(event.needed)}, limit {in_line(event.limit)}"
+        case "loop.detected":
+            return f"{in_line(event.name)} {count(event.count, 'time')}: {event.action}"
+        case "custom":
+            return f"{in_line(event.name)}, which this version does not know"
+        case _:
+            return ""
+
+
+def _show_message(message: Message) -> str:
+    calls = [show_call(call.name, call.arguments) for call in message.tool_calls]
+    answers = [in_line(part.text, 80) for part in message.parts if part.type == "tool_answer"]
+    text = [in_line(message.text)] if message.text.strip() else []
+    others = [part.type for part in message.parts if part.type in ("image", "audio", "document")]
+    return f"{message.role}: {'; '.join([*text, *others, *calls, *answers]) or '(empty)'}"
 
 
 def show_call(name: str, arguments: Mapping[str, Any]) -> str:

@@ -341,6 +341,20 @@ def test_a_cursor_taken_from_any_event_skips_nothing() -> None:
             assert rest == list(range(durable_seen + 1, desk.seq + 1)), event
 
 
+def test_the_text_so_far_leads_no_cursor_back() -> None:
+    """Who joins in mid-attempt has read what was committed since its last delta."""
+    desk = Desk()
+    started = events.ModelStarted(seq=1, key="k", agent="a", run_id="r", provider="p", model="m", reserved=None)
+    desk.journal.append("k", 1, [started], AgentState("k", "a"), lambda error: desk.bus.publish([started]))
+    desk.bus.publish_delta(desk.bus.open_attempt(started), 1, "text", "Once", 0)
+    desk.seq = 1
+    desk.durable()
+    with desk.subscribe(after=0) as subscription:
+        seen = drained(subscription)
+    assert [event.type for event in seen] == ["model.started", "agent.configured", "model.delta"]
+    assert [event.position for event in seen] == [1, 2, 2]
+
+
 def test_close_on_overflow_ends_with_its_error() -> None:
     """What was queued is delivered, then `SubscriptionOverflow`, and nothing after the hole."""
     desk = Desk()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import threading
 import weakref
 from collections.abc import Callable
@@ -57,7 +56,6 @@ def test_an_idle_agent_leaves_memory_and_its_next_input_wakes_it(path: Path) -> 
         kept = len(log_of(ref))
         let_sleep(rt)
         assert life(ref) == "asleep"
-        gc.collect()
         assert gone.wait(SOON)
         assert len(cell.committed.transcript) == 0
         assert ref.status() == before

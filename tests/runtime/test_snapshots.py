@@ -8,11 +8,11 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from tests.logs_of import SOON, log_of
+from tests.logs_of import SOON, assert_valid, log_of
 from tests.runtime.test_machine_schedules import play
 from tests.runtime.test_sqlite_journal import Store, queued, scout
 
-from nitinol import Runtime, events
+from nitinol import Agent, ModelRequest, Runtime, events
 from nitinol.events import EventBase, pack, unpack
 from nitinol.journal import snapshots
 from nitinol.journal.base import Opening
@@ -20,6 +20,7 @@ from nitinol.journal.blobs import LARGE
 from nitinol.journal.schema import TABLES
 from nitinol.messages import Message, Text
 from nitinol.state import AgentState
+from nitinol.testing import Answer, ScriptedProvider
 
 
 @pytest.fixture
@@ -211,3 +212,16 @@ def test_a_conversation_goes_on_after_many_restarts(path: Path) -> None:
             log = log_of(ref)
             assert AgentState("k", "scout").fold(log).usage == usage
             assert AgentState("k", "scout").fold(log).cost == cost
+
+
+def test_words_that_are_no_unicode_stop_no_snapshot(path: Path) -> None:
+    """A lone surrogate in a state is replaced, as in an event, and its agent goes on."""
+
+    def odd(request: ModelRequest) -> Answer:
+        return "odd \ud800 words"
+
+    with Runtime(path, drain=0.0) as rt:
+        ref = rt.start(Agent(name="odd", model=ScriptedProvider(odd)), key="k")
+        for _ in range(snapshots.EVERY):
+            assert ref.ask("odd \ud800 question", timeout=SOON).status == "completed"
+        assert_valid(ref)

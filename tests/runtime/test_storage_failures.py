@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sqlite3
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
 from tests.logs_of import SOON, assert_valid, log_of
 
-from nitinol import Agent, ModelRequest, Runtime
+from nitinol import Agent, Hooks, ModelRequest, Runtime
 from nitinol.env import Env, Loop
+from nitinol.errors import StorageFailed
+from nitinol.events import EventBase
+from nitinol.hooks import HookContext
+from nitinol.journal import MemoryJournal
 from nitinol.journal.schema import LocalDisk
 from nitinol.journal.sqlite import SqliteJournal
+from nitinol.result import RunResult
+from nitinol.state import BrokenLog
 from nitinol.testing import Answer, ScriptedProvider
 
 
@@ -143,3 +151,71 @@ def test_a_failing_store_suspends_all_and_loses_nothing(path: Path, heard: Heard
             assert_valid(ref)
     with Runtime(path, agents=[scout()], drain=0.0) as rt:
         assert [len(rt.get(str(number)).history()) for number in range(4)] == [4] * 4
+
+
+class Unreadable(MemoryJournal):
+    """Its log cannot be read twice, once a run has ended."""
+
+    left = 2
+
+    def read(self, key: str, after_seq: int = 0, limit: int | None = None) -> Sequence[EventBase]:
+        events = super().read(key, after_seq, limit)
+        if self.left and any(event.type == "run.finished" for event in events):
+            self.left -= 1
+            raise StorageFailed("a simulated failure")
+        return events
+
+
+class Noting(Hooks):
+    """Notes which runs have ended."""
+
+    def __init__(self) -> None:
+        self.ended: SimpleQueue[str] = SimpleQueue()
+
+    def after_run(self, ctx: HookContext, result: RunResult[Any]) -> None:
+        self.ended.put(result.text)
+
+
+def test_a_log_that_cannot_be_read_for_a_hook_is_no_crash() -> None:
+    """`after_run` waits until the result can be read; the agent is not restarted. rule 9, seed 467 of the simulator"""
+    journal, noting = Unreadable(), Noting()
+    with Runtime(lambda env, core: journal, drain=0.0) as rt:
+        ref = rt.start(scout().replace(hooks=[noting]))
+        ref.send("hello")
+        assert noting.ended.get(timeout=SOON) == "hi"
+        assert not any(event.type == "agent.crashed" for event in log_of(ref))
+
+
+def test_a_broken_page_costs_its_agent_and_no_other(path: Path) -> None:
+    """It is refused, with the way out, until the file is mended; then it goes on with all it had."""
+    with Runtime(path, drain=0.0) as rt:
+        for key in ("broken", "whole"):
+            for _ in range(20):
+                rt.start(scout(), key=key).ask("x" * 400, timeout=SOON)
+    sound = path.with_name("sound.db")
+    shutil.copy(path, sound)
+    with sqlite3.connect(path) as connection:
+        size = connection.execute("PRAGMA page_size").fetchone()[0]
+        try:
+            select = "SELECT pageno FROM dbstat WHERE name = 'events' AND pagetype = 'leaf' ORDER BY pageno LIMIT 4"
+            pages = [page for (page,) in connection.execute(select)]
+        except sqlite3.OperationalError:  # a SQLite without dbstat: the first pages are of the first agent's log
+            root = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'events'").fetchone()[0]
+            pages = [root + 30, root + 31]
+    connection.close()
+    with path.open("r+b") as file:
+        for page in pages[1:3]:
+            file.seek((page - 1) * size)
+            file.write(b"\xff" * size)
+    with Runtime(path, agents=[scout()], drain=0.0) as rt:
+        with pytest.raises(BrokenLog, match=r"agent 'broken': its log cannot be read: .*malformed; restore it from a backup"):
+            rt.start(scout(), key="broken").ask("hi", timeout=SOON)
+        assert rt.get("broken").status().state == "parked"
+        assert rt.get("whole").ask("hi", timeout=SOON).text == "hi"
+        reader = rt.subscribe(after=0)
+        with pytest.raises(StorageFailed, match=r"agents\.db' cannot be read: .*malformed; restore it from a backup"):
+            reader.get(SOON)
+    shutil.copy(sound, path)
+    with Runtime(path, agents=[scout()], drain=0.0) as rt:
+        assert len(rt.get("broken").history()) == 40
+        assert rt.get("broken").ask("hi", timeout=SOON).text == "hi"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from decimal import Decimal
+from typing import cast
 
 import pytest
+from tests.runtime.test_sqlite_journal import DURABLE, an
 
+from nitinol import Image, Message, Text
 from nitinol import events as ev
-from nitinol.terminal import count, describe, in_line, printable, show_call, show_cost
+from nitinol.terminal import count, describe, in_line, printable, show_call, show_cost, summary
 
 
 @pytest.mark.parametrize(
@@ -62,3 +66,23 @@ def test_what_is_not_told_in_one_line_is_nothing() -> None:
     assert describe(ev.ModelDelta(kind="text", text="hi")) is None
     assert describe(ev.ModelDiscarded(characters=0)) is None
     assert describe(ev.ModelDiscarded(characters=2)) is not None
+
+
+@pytest.mark.parametrize("cls", DURABLE, ids=lambda cls: cls.type)
+def test_every_durable_event_is_summed_up_in_one_line(cls: type[ev.EventBase]) -> None:
+    """Nothing in it commands the terminal, and what is said of an event with something in every field is short."""
+    event = cast("ev.Event", an(cls, key="k", agent="a", run_id="r", call_id="c", seq=1, turn=1, attempt=1))
+    line = summary(event)
+    assert line == printable(line)
+    assert len(line.splitlines()) <= 1
+    assert len(line) < 600
+    told = [field for field in dataclasses.fields(cls) if field.name not in ev.ENVELOPE]
+    assert line or not told or cls in (ev.ModelDiscarded, ev.ContextRepaired, ev.InputDelivered)
+
+
+def test_a_message_shows_what_is_in_it() -> None:
+    """Its words, its calls and what else there is."""
+    message = Message(role="user", parts=(Text("look\nhere \x1b[1m"), Image(data=b"x"), Text("")))
+    event = ev.MessageAppended(message=message)
+    assert summary(event) == "user: look here �[1m; image"
+    assert summary(ev.MessageAppended(message=Message(role="user", parts=()))) == "user: (empty)"

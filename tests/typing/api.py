@@ -8,7 +8,7 @@ error, so each of them is a test as well. `tests/test_typing.py` shows the two a
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal, assert_type
@@ -144,6 +144,9 @@ def references() -> None:
         assert_type(ref.status(), AgentStatus)
         assert_type(rt.start(plain).ask("Hello").output, str)
         assert_type(rt.get("scout/user-42"), AgentRef[Any])
+        assert_type(rt.export_agent("scout/user-42"), Iterator[str])
+        assert_type(rt.import_agent(rt.export_agent("scout/user-42"), key="copy"), str)
+        assert_type(rt.import_agent(ref.snapshot()), str)
 
 
 async def references_of_coroutines() -> None:

@@ -11,6 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, cast
@@ -33,6 +34,7 @@ from nitinol.errors import (
     ConfigurationError,
     KeyTaken,
     NitinolError,
+    NotFound,
     RuntimeStopped,
     StorageFailed,
 )
@@ -261,7 +263,7 @@ class Cell:
         if self.life != "up" or self.requests or self.writes or actor is None or not actor.rests():
             return False
         self.actor, self.life = None, "asleep"
-        actor.halt()
+        actor.vanish()
         self.committed = self.committed.asleep()
         self.view = self.viewed = None
         return True
@@ -631,9 +633,11 @@ class AgentActor(LoopActor):
                 cell.settled(request, events)
         for event in events:
             if event.type == "run.finished" and cell.definition.has_hook("after_run"):
-                # Built here: once it is told that the run has ended, its log may be forgotten.
-                result = self.services.result_of(cell.key, event.run_id or "")
-                self.last_hook = self.services.core.spawn(self._after_run(result, self.last_hook))
+                run_id, result = event.run_id or "", None
+                with suppress(StorageFailed):
+                    # Built here: once it is told that the run has ended, its log may be forgotten.
+                    result = self.services.result_of(cell.key, run_id)
+                self.last_hook = self.services.core.spawn(self._after_run(run_id, result, self.last_hook))
             elif event.type == "agent.stopped":
                 self.services.core.spawn(self._agent_stop(event.reason))
         if cell.actor is self:
@@ -739,9 +743,19 @@ class AgentActor(LoopActor):
         for run_id in [*(queued.run_id for queued in state.queue), *([state.run.run_id] if state.run else [])]:
             self.post(Cancel(run_id=run_id, by="agent_start", status="halted", reason=self.refusal))
 
-    async def _after_run(self, result: RunResult[Any], before: asyncio.Task[None] | None) -> None:
+    async def _after_run(
+        self, run_id: str, result: RunResult[Any] | None, before: asyncio.Task[None] | None
+    ) -> None:
         if before is not None:
             await asyncio.wait([before])
+        while result is None:  # its log could not be read: a failure of the store, and no crash
+            await asyncio.sleep(STORE_RETRY)
+            try:
+                result = self.services.result_of(self.cell.key, run_id)
+            except StorageFailed:
+                continue
+            except NotFound:  # it was forgotten meanwhile
+                return
         try:
             await self.services.hooks.run("after_run", self.cell.definition, self.cell.committed, result)
         except HookFailed as error:

@@ -43,9 +43,10 @@ class OpenAttempt:
         self.pieces: list[str] = []
         self.last: tuple[int, int, int] = (started.ts, started.seq, started.position)
 
-    def so_far(self) -> ev.ModelDelta | None:
-        """All text shown, as one delta."""
-        return self.make(*self.last, "text", "".join(self.pieces), 0) if self.pieces else None
+    def so_far(self, position: int) -> ev.ModelDelta | None:
+        """All text shown, as one delta for who has read up to a position: no cursor may lead back behind it."""
+        ts, seq, _ = self.last
+        return self.make(ts, seq, position, "text", "".join(self.pieces), 0) if self.pieces else None
 
 
 class EventBus:
@@ -194,7 +195,7 @@ class EventBus:
         if subscription.fresh:  # only once: after a relapse it has seen a part of these texts already
             subscription.fresh = False
             for attempt in self._attempts.values():
-                shown = attempt.so_far()
+                shown = attempt.so_far(self.position)
                 if shown is not None and subscription.matches(shown):
                     subscription.queue.append(shown)
 

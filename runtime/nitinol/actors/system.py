@@ -11,16 +11,17 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import pykka
 
 from nitinol import events as ev
-from nitinol.actors.agent_actor import Cell, Request, Services
+from nitinol import provider as providers
+from nitinol.actors.agent_actor import Cell, Life, Request, Services
 from nitinol.actors.bus import EventBus
 from nitinol.actors.gateway import ModelGateway
 from nitinol.actors.hook_runner import HookRunner
@@ -34,9 +35,10 @@ from nitinol.inputs import (
     Cancel,
     Stop,
 )
-from nitinol.journal.base import Journal
+from nitinol.journal.base import Journal, taken
 from nitinol.logs import get_logger
 from nitinol.machine import GRACE, next_due
+from nitinol.state import Activity, AgentState
 
 T = TypeVar("T")
 
@@ -47,6 +49,9 @@ AT_ONCE = 100
 """Agents that are seen to before the loop looks at others."""
 ALARM = 60.0
 """Seconds between two looks at the timers at most."""
+
+Part = tuple[str, Literal["supervisor", "worker"], str]
+"""Of the supervision tree: id, kind and state."""
 
 
 class System:
@@ -150,6 +155,46 @@ class System:
             if head is not None and head.agent in self.definitions:
                 cell = self.cell(self.definitions[head.agent], key)
         return cell
+
+    def everyone(self) -> dict[str, Cell]:
+        """All live agents, by key."""
+        return self.cells.copy()
+
+    def outline(self) -> list[tuple[str, Life, Activity]]:
+        """What all live agents do, in order of their keys."""
+        return [(key, cell.life, cell.committed.activity) for key, cell in sorted(self.everyone().items())]
+
+    def parts(self) -> list[Part]:
+        """What agents stand on."""
+        names = ("journal", "bus", "gateway")
+        return [*((name, "worker", "running") for name in names), ("pool", "supervisor", f"{self.workers} workers")]
+
+    def restore(self, key: str, events: Sequence[ev.EventBase], state: AgentState) -> Future[None]:
+        """Begin a key with a log from elsewhere. The future ends once it is committed and published.
+
+        Raises:
+            KeyTaken: An agent lives there. The future's, where the journal says so.
+        """
+        restored: Future[None] = Future()
+        with self._lock:
+            self.check()
+            if key in self.cells:
+                raise taken(key)
+            told = partial(self._restored, restored, events, state)
+            if not self.core.call(self.journal.restore, key, events, state, told):
+                restored.set_exception(RuntimeStopped("the runtime was stopped"))
+        return restored
+
+    def check_models(self, agent: Agent[Any]) -> None:
+        """Raise `ConfigurationError` unless an agent's models can be called."""
+        if providers.overridden() is None:
+            for model in agent.models:
+                providers.resolve(model)
+
+    def announce(self, event: ev.Event) -> None:
+        """Publish an ephemeral event. From any thread."""
+        self.check()
+        self.core.call(self.publish, event)
 
     def check(self) -> None:
         """Raise if the system has stopped or failed."""
@@ -325,6 +370,16 @@ class System:
             cell.stopped()
             self.supervisor.post(Gone(key))
         self.journal.forget(key, partial(_resolve, forgotten))
+
+    def _restored(
+        self, restored: Future[None], events: Sequence[ev.EventBase], state: AgentState, error: Exception | None
+    ) -> None:
+        if error is None:
+            self.bus.publish(cast("Sequence[ev.Event]", events))
+            due = next_due(state)
+            if due is not None:
+                self._set_alarm(due)
+        _resolve(restored, error)
 
     def _saturated(self, queued: int, workers: int) -> None:
         self.publish(ev.PoolSaturated(ts=self.env.now(), queued=queued, workers=workers))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Protocol, get_args
 
-from nitinol.errors import NitinolError
+from nitinol.errors import KeyTaken, NitinolError
 from nitinol.events import TYPES, EventBase
 from nitinol.machine import Effect, next_due, only_waits
 from nitinol.state import Activity, AgentState
@@ -124,6 +124,13 @@ class Journal(Protocol):
         """
         ...
 
+    def restore(self, key: str, events: Sequence[EventBase], state: AgentState, restored: Committed) -> None:
+        """Begin a key with a whole log from elsewhere, which goes on from the seq it has; all of it or none.
+
+        On the core loop, as `append`. `KeyTaken` where the key has, or had, a log of its own.
+        """
+        ...
+
     def read(self, key: str, after_seq: int = 0, limit: int | None = None) -> Sequence[EventBase]:
         """Committed events of a key behind a seq, in order."""
         ...
@@ -162,6 +169,13 @@ class Journal(Protocol):
         ...
 
 
+def taken(key: str) -> KeyTaken:
+    """The refusal of a restore."""
+    return KeyTaken(
+        f"key {key!r} has a log here already, or its bill is left of one that was forgotten; give another key"
+    )
+
+
 def verify(events: Sequence[EventBase]) -> list[str]:
     """What is wrong with the log of one key; empty where nothing is.
 
@@ -173,13 +187,15 @@ def verify(events: Sequence[EventBase]) -> list[str]:
     finished: set[str] = set()
     calls: dict[tuple[str, int, str], str] = {}
     attempt: tuple[str, int, int] | None = None
-    unpaid: set[tuple[str, int, int]] = set()
+    unpaid: dict[tuple[str, int, int], str] = {}
     position = 0
-    for number, event in enumerate(events, start=events[0].seq if events else 1):
+    expected = events[0].seq if events else 1
+    for event in events:
         at = f"seq {event.seq} ({event.type})"
         run_id = event.run_id or ""
-        if event.seq != number:
-            wrong.append(f"{at}: expected seq {number}")
+        if event.seq != expected:
+            wrong.append(f"{at}: expected seq {expected}")
+        expected = event.seq + 1
         if event.position and event.position <= position:
             wrong.append(f"{at}: position {event.position} does not rise")
         position = event.position
@@ -202,14 +218,14 @@ def verify(events: Sequence[EventBase]) -> list[str]:
                 if attempt is not None:
                     wrong.append(f"{at}: attempt {attempt} is still open")
                 attempt = (run_id, event.turn, event.attempt)
-                unpaid.add(attempt)
+                unpaid[attempt] = at
             case "model.finished" | "model.failed":
                 attempt = None
             case "usage.updated":
                 paid = (run_id, event.turn, event.attempt)
                 if paid not in unpaid:
                     wrong.append(f"{at}: no attempt {paid} is owed, or it was paid before")
-                unpaid.discard(paid)
+                unpaid.pop(paid, None)
             case "tool.requested":
                 calls[run_id, event.turn, event.call_id or ""] = "requested"
             case "tool.started":
@@ -222,5 +238,5 @@ def verify(events: Sequence[EventBase]) -> list[str]:
                 calls[call] = "finished"
             case _:
                 pass
-    wrong.extend(f"attempt {at} of run {at[0]!r} has no row in the bill" for at in unpaid if at != attempt)
+    wrong.extend(f"{at}: attempt {sent} has no row in the bill" for sent, at in unpaid.items() if sent != attempt)
     return wrong

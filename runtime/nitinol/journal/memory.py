@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 
 from nitinol.events import EventBase, stamp
-from nitinol.journal.base import Committed, Conflict, Head, Opening
+from nitinol.journal.base import Committed, Conflict, Head, Opening, taken
 from nitinol.state import AgentState
 
 
@@ -27,7 +27,8 @@ class MemoryJournal:
 
     def open(self, key: str, opened: Callable[[Opening | Exception], None]) -> None:
         epoch = self._epochs[key] = self._epochs.get(key, 0) + 1
-        opened(Opening(epoch, tuple(self._streams.get(key, ()))))
+        events = tuple(self._streams.get(key, ()))
+        opened(Opening(epoch, events, events[0].seq - 1 if events else 0))
 
     def append(
         self, key: str, epoch: int, events: Sequence[EventBase], state: AgentState, committed: Committed
@@ -36,6 +37,21 @@ class MemoryJournal:
         if self._epochs.get(key) != epoch or events[0].seq != (stream[-1].seq if stream else 0) + 1:
             committed(Conflict(f"agent {key!r}: a stale incarnation (epoch {epoch}) wrote seq {events[0].seq}"))
             return
+        self._commit(key, stream, events)
+        committed(None)
+
+    def restore(self, key: str, events: Sequence[EventBase], state: AgentState, restored: Committed) -> None:
+        if self._streams.get(key):
+            restored(taken(key))
+            return
+        if known := [event.run_id for event in events if event.type == "run.queued" and event.run_id in self._runs]:
+            restored(Conflict(f"agent {key!r} cannot be restored: run {known[0]!r} is another agent's here"))
+            return
+        self._epochs[key] = self._epochs.get(key, 0) + 1
+        self._commit(key, self._streams.setdefault(key, []), events)
+        restored(None)
+
+    def _commit(self, key: str, stream: list[EventBase], events: Sequence[EventBase]) -> None:
         position = self._position
         for event in events:
             position += 1
@@ -45,7 +61,6 @@ class MemoryJournal:
         stream.extend(events)
         self._log.extend(events)
         self._position = position
-        committed(None)
 
     def read(self, key: str, after_seq: int = 0, limit: int | None = None) -> Sequence[EventBase]:
         stream = self._streams.get(key)

@@ -88,7 +88,8 @@ class Rows:
         self._due: dict[str, int | None] = {}
         """The timers as they are in the store."""
         self._spent: dict[tuple[str, str], Spent] = {}
-        self._changed: set[str] = set()
+        # In order: what is written, and so where a disk fails, must not hang on the hashes of strings.
+        self._changed: dict[str, None] = {}
         self._bill: list[ev.UsageUpdated] = []
         """What this transaction charges."""
 
@@ -105,7 +106,7 @@ class Rows:
     def put(self, key: str, row: Row) -> None:
         """Change a key's row."""
         self._rows[key] = row
-        self._changed.add(key)
+        self._changed[key] = None
 
     def charge(self, row: ev.UsageUpdated) -> None:
         """Count a row of the bill in its scopes."""

@@ -16,7 +16,7 @@ from typing import Any, cast, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from nitinol.events import MessageAppended
+from nitinol.events import MessageAppended, to_bytes
 from nitinol.journal.reader import SELECT_EVENT, to_events
 from nitinol.messages import Message
 from nitinol.state import FOLD, AgentState, Log
@@ -43,8 +43,7 @@ def is_due(events: int, size: int) -> bool:
 
 def save(connection: sqlite3.Connection, state: AgentState) -> int:
     """Replace the snapshot of a key; returns its bytes."""
-    adapter = _kept()
-    body = adapter.dump_json({name: getattr(state, name) for name in _names()})
+    body = to_bytes(_kept(), {name: getattr(state, name) for name in _names()})
     connection.execute(
         "INSERT OR REPLACE INTO snapshots (key, seq, fold, body) VALUES (?, ?, ?, ?)",
         (state.key, state.seq, FOLD, body),

@@ -1,0 +1,607 @@
+"""One seed: a world in which a runtime lives several lives on one disk, and what must be true of it in the end."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import zlib
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any, cast
+
+from tests.simulation.checks import check
+from tests.simulation.disk import Fault, Platter, SimDisk
+from tests.simulation.loop import Clockwork, SimEnv, SimLoop, Stuck
+from tests.simulation.outside import Outside, Sent, a_conversation, some_agents
+
+from nitinol import Agent, Runtime, errors
+from nitinol import events as ev
+from nitinol.actors.agent_actor import Cell, Crash
+from nitinol.env import Loop
+from nitinol.errors import NitinolError, StorageFailed
+from nitinol.handle import RunHandle
+from nitinol.journal.base import CRASH_POINTS, Journal
+from nitinol.journal.sqlite import SqliteJournal
+from nitinol.messages import Message
+from nitinol.runtime import AgentRef
+from nitinol.state import AgentState
+
+STORE = Path("/agents.db")
+KEYS = ("clerk/1", "clerk/2", "scout/1")
+LIFETIME = 90.0
+"""Virtual seconds that a life lasts, if nothing ends it."""
+HEALING = 6 * 3600.0
+"""Virtual seconds within which every run has ended, once nothing is in the way."""
+
+REFUSALS = (
+    errors.AgentBusy, errors.AgentDown, errors.AgentParked, errors.AgentStopped, errors.AlreadyResolved, errors.NotFound,
+    errors.RuntimeStopped, errors.StorageFailed,
+)  # fmt: skip
+
+_MOODS = {
+    "parked": "storm", "resumed": "storm", "agent.stopped": "stop", "reset": "reset", "configured": "set_model",
+    "input": "steer", "cancelling": "cancel", "crashed": "crash", "restarted": "crash", "repaired": "remember",
+}  # fmt: skip
+"""A part of a crash point's name, and what people do to get there."""
+
+OpenJournal = Callable[[Path, SimEnv, Loop, SimDisk], Journal]
+"""Opens the journal of a life; a planted bug opens another."""
+
+
+class Planned(Exception):
+    """Makes an actor crash."""
+
+
+@dataclass(slots=True)
+class Numbers:
+    """What many seeds come to."""
+
+    lives: int = 0
+    steps: int = 0
+    crashes: Counter[str] = field(default_factory=Counter[str])
+    """By crash point, and by the other ends of lives."""
+    reached: Counter[str] = field(default_factory=Counter[str])
+    power_cuts: int = 0
+    faults: int = 0
+    requests: int = 0
+    executions: int = 0
+    events: int = 0
+    virtual: float = 0.0
+
+    def add(self, other: Numbers) -> None:
+        """Sum up."""
+        self.crashes.update(other.crashes)
+        self.reached.update(other.reached)
+        for name in ("lives", "steps", "power_cuts", "faults", "requests", "executions", "events", "virtual"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What became of a seed."""
+
+    seed: int
+    wrong: list[str]
+    hash: int
+    numbers: Numbers
+
+
+class World:
+    """What outlives its lives: the disk, the outside, the clock."""
+
+    def __init__(
+        self, seed: int, *, open_journal: OpenJournal = SqliteJournal, tell: Callable[[str], object] | None = None
+    ) -> None:
+        self.seed, self.open_journal = seed, open_journal
+        self.random = Random(f"world {seed}")
+        self.platter = Platter()
+        self.elapsed = 0
+        self.outside = Outside(Random(f"outside {seed}"), self.trace)
+        self.make_agents = some_agents(self.random)
+        self.numbers = Numbers()
+        self.hash = 0
+        self.life: Life | None = None
+        self.committed: dict[str, AgentState] = {}
+        """What the cells of the last life held when it was asked to stop."""
+        self._tell = tell
+
+    def run(self) -> Report:
+        """Live all lives, then look."""
+        keeper = _Records(self)
+        logger = logging.getLogger("nitinol")
+        before = logger.propagate
+        logger.addHandler(keeper)
+        logger.propagate = False
+        try:
+            for number in range(1, self.random.choice((2, 3, 3, 4)) + 1):
+                Life(self, number).run()
+            Life(self, self.numbers.lives + 1, last=True).run()
+            self.life = None
+            if not self.outside.wrong:
+                try:
+                    check(self)
+                except NitinolError as error:
+                    self.outside.fail(f"the store that is left cannot be read: {error}")
+        finally:
+            logger.removeHandler(keeper)
+            logger.propagate = before
+        numbers = self.numbers
+        numbers.requests = len(self.outside.requests)
+        numbers.executions = sum(len(done) for done in self.outside.executions.values())
+        numbers.virtual = self.elapsed / 1e9
+        return Report(self.seed, self.outside.wrong, self.hash, numbers)
+
+    def trace(self, what: str) -> None:
+        """Something that can be seen from outside happened: the same seed must give the same sequence of these."""
+        elapsed = self.elapsed if self.life is None else self.life.clockwork.elapsed
+        line = f"{elapsed / 1e9:12.6f} {what}"
+        self.hash = zlib.crc32(line.encode(), self.hash)
+        if self._tell is not None:
+            self._tell(line)
+
+
+class Life:
+    """One process, from its start to its end, in one way or another."""
+
+    def __init__(self, world: World, number: int, last: bool = False) -> None:
+        self.world, self.number, self.last = world, number, last
+        self.outside = world.outside
+        self.random = random = Random(f"life {number} of {world.seed}")
+        self.dead = False
+        self.fault_seen = self.crashed = False
+        world.life = self
+        world.numbers.lives += 1
+        self.clockwork = Clockwork(Random(f"schedule of life {number} of {world.seed}"), world.elapsed)
+        self.clockwork.failed = self._escaped
+        self.env = SimEnv(
+            self.clockwork,
+            f"env of life {number} of {world.seed}",
+            int(random.choice((0, 0, 1, -1)) * random.random() * 5e9),
+        )
+        self.env.crash_point = self.reach
+        self.disk = SimDisk(world.platter, random.choice((1000, 1000, 40, 8)))
+        self.disk.dying = lambda: self.die("in a write")
+        self.agents: list[Agent[Any]] = world.make_agents(
+            self, 0.1 if last else random.choice((0.0, 0.15, 0.4)), random
+        )
+        self.people: SimLoop = self.clockwork.loop("people")
+        self.rt: Runtime | None = None
+        self.cut = random.random() < 0.5
+        """Whether the power goes, or only the process."""
+        self._plan(random)
+
+    def _plan(self, random: Random) -> None:
+        self.point: str | None = None
+        self.mood: str | None = None
+        """What people like to do in this life, so that it gets to its point."""
+        self.passes = 0
+        self.moment = LIFETIME
+        self.clean = True
+        if self.last:
+            return
+        end = random.choices(("point", "moment", "write", "clean"), (55, 12, 15, 18))[0]
+        self.clean = end == "clean"
+        if end == "point":
+            self.point = random.choice(CRASH_POINTS)
+            self.mood = next((mood for part, mood in _MOODS.items() if part in self.point), None)
+            self.passes = 0 if self.mood else int(random.random() ** 2 * 6)
+        elif end == "moment":
+            self.moment = random.random() ** 3 * LIFETIME
+        elif end == "write":
+            self.disk.operations_left = int(random.random() ** 2 * 900) + 1
+        else:
+            self.moment = random.random() * LIFETIME
+
+    # -- its end
+
+    def reach(self, point: str) -> None:
+        """The code under test gets to a crash point."""
+        if self.dead:
+            return
+        self.world.numbers.reached[point] += 1
+        if point == self.point:
+            self.passes -= 1
+            if self.passes < 0:
+                self.die(point)
+
+    def die(self, how: str) -> None:
+        """It is over, now: whatever the code under test still does in this moment, nobody hears of it."""
+        if self.dead:
+            return
+        self.world.trace(f"life {self.number} ends {how}{', and the power fails' if self.cut else ''}")
+        self.world.numbers.crashes[how] += 1
+        self.dead = self.clockwork.dead = True
+        self.disk.die()
+
+    def _escaped(self, message: str, error: BaseException | None) -> None:
+        if not self.dead and not isinstance(error, asyncio.CancelledError):
+            self.outside.fail(f"{message}: {type(error).__name__}: {error}")
+
+    # -- its course
+
+    def run(self) -> None:
+        """From start to end."""
+        world, random = self.world, self.random
+        world.trace(f"life {self.number} begins{', the last' if self.last else ''}")
+        try:
+            self._live()
+        except Stuck:
+            if self.last:
+                self.outside.fail("everything stands still, and nothing will ever move it")
+        self.die("at the end")  # unless it is dead already
+        world.elapsed = self.clockwork.elapsed + int(random.random() * 5e9)
+        world.numbers.steps += self.clockwork.steps
+        world.numbers.faults += self.disk.faults
+        self.clockwork.bury()
+        if self.rt is not None:
+            with suppress(NitinolError):
+                self.rt.stop()
+        self.disk.bury()
+        if self.cut or self.last:
+            world.numbers.power_cuts += 1
+            world.platter.lose_power(random)
+
+    def _live(self) -> None:
+        random = self.random
+        if not self.last and random.random() < 0.25:
+            begins = random.choice((0.0, 1.0, 1.0, 1.0)) * random.random() ** 2 * 30
+            for _ in range(random.choice((1, 1, 3))):
+                fault: Fault = random.choice(("full", "write", "sync", "read"))
+                if random.random() < 0.1:
+                    self._set_fault(fault)
+                else:
+                    self.people.call_later(begins, self._set_fault, fault)
+                begins += random.random() ** 2 * 40
+                self.people.call_later(begins, self._set_fault, None)
+        try:
+            self.rt = Runtime(
+                lambda env, core: self.world.open_journal(STORE, self.env, core, self.disk),
+                agents=self.agents[: 1 if not self.last and random.random() < 0.1 else None],
+                env=self.env,
+                workers=random.choice((2, 32)),
+                idle=random.choice((None, 0.5, 5.0)),
+            )
+        except Exception as error:
+            if not self.dead and not (isinstance(error, StorageFailed) and self.disk.fault is not None):
+                self.outside.fail(f"life {self.number} cannot begin: {error!r}")
+            return
+        self.monitor = self._person(self._monitor)
+        if self.last:
+            settled = self._person(self._settle)
+            if not self.clockwork.run(settled.done, seconds=HEALING) and not self.dead:
+                self.outside.fail(f"not all runs have ended {HEALING:g} s after everything was healed")
+        else:
+            for number in range(random.choice((1, 2, 3))):
+                self._person(partial(self._user, number))
+            self._person(self._approver)
+            self.clockwork.run(lambda: False, seconds=self.moment)
+        if not self.dead and self.clean:
+            self._stop_in_order()
+        elif not self.dead:
+            self.die("at a moment")
+
+    def _set_fault(self, fault: Fault | None) -> None:
+        self.world.trace(f"the disk {'is well' if fault is None else f'fails: {fault}'}")
+        self.disk.fault = fault
+        self.fault_seen = True
+
+    def _stop_in_order(self) -> None:
+        """As `Runtime.stop`, which waits as only a thread can."""
+        assert self.rt is not None
+        self.world.trace(f"life {self.number} is asked to stop")
+        system = self.rt._system  # pyright: ignore[reportPrivateUsage]
+        if self.last:
+            self.world.committed = {key: cell.committed for key, cell in system.cells.items()}
+        stopping = system.stop(self.random.choice((0.0, 2.0, 10.0)), 24.0)
+        if self.clockwork.run(stopping.done, seconds=60.0):
+            stopping.result()
+            self.rt.stop()
+            if not self.clockwork.run(self.monitor.done, seconds=60.0) and not self.dead:
+                self.outside.fail("a subscriber was not told that the runtime has stopped")
+        elif not self.dead:
+            self.outside.fail(f"life {self.number} did not stop within 60 s")
+        self.die("clean")
+
+    def _person(self, person: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Future[None]:
+        """Let somebody act."""
+
+        async def act() -> None:
+            try:
+                await person()
+            except errors.RuntimeStopped:
+                return
+
+        future: asyncio.Future[None] = self.people.create_future()
+
+        def ended(_: object) -> None:
+            if not future.done():
+                future.set_result(None)
+
+        def begin() -> None:
+            self.people.spawn(act()).add_done_callback(ended)
+
+        self.people.call(begin)
+        return future
+
+    # -- people
+
+    @property
+    def runtime(self) -> Runtime:
+        """The runtime, which is there as soon as people are."""
+        assert self.rt is not None
+        return self.rt
+
+    async def _monitor(self) -> None:
+        """Follows everything, over all lives, by its cursor."""
+        outside, random = self.outside, self.random
+        while not self.dead:
+            try:
+                subscription = self.runtime.subscribe(
+                    after=outside.cursor,
+                    maxsize=random.choice((1, 5, 1000)),
+                    overflow=random.choice(("coalesce", "drop")),
+                )
+            except ValueError as error:
+                outside.fail(f"the cursor of a subscriber is refused: {error}")
+                return
+            except StorageFailed:
+                await asyncio.sleep(1.0)
+                continue
+            async with subscription:
+                for _ in range(100_000 if self.last else random.choice((20, 200, 100_000))):
+                    try:
+                        event = await subscription.aget()
+                    except StorageFailed:
+                        await asyncio.sleep(0.5)
+                        continue
+                    except errors.SubscriptionClosed:
+                        return
+                    if self.dead:
+                        return
+                    outside.cursor = event.position
+                    if event.durable:
+                        outside.seen.append(event)
+                        self.world.trace(f"{event.position} {event.key}#{event.seq} {event.type}")
+                    if random.random() < 0.02:
+                        await asyncio.sleep(random.random() ** 4 * 5)
+
+    async def _approver(self) -> None:
+        """Decides on calls that wait, mostly."""
+        random, outside = self.random, self.outside
+        while True:
+            await asyncio.sleep(1.0 + random.random() * 8)
+            for ref in self.runtime.agents():
+                run = ref.current
+                for call in ref.pending_approvals():
+                    if run is None or random.random() < 0.3:
+                        continue
+                    with suppress(*REFUSALS):
+                        draw, decision = random.random(), "approve"
+                        if draw < 0.6:
+                            arguments = {"text": outside.say("instead")} if draw < 0.1 else None
+                            await run.aapprove(call.call_id, arguments)
+                        else:
+                            decision = "deny"
+                            await run.adeny(call.call_id, "no")
+                        self._promise(partial(outside.resolved.append, (run.run_id, call.call_id, decision)))
+
+    def _promise(self, note: Callable[[], object]) -> None:
+        """Somebody was told something."""
+        if not self.dead:
+            note()
+
+    async def _user(self, number: int) -> None:
+        random = Random(f"user {number} of life {self.number} of {self.world.seed}")
+        handles: list[RunHandle[Any]] = []
+        for _ in range(random.randint(2, 7)):
+            await asyncio.sleep(random.random() ** 3 * 12)
+            try:
+                await self._act(random, handles)
+            except errors.RuntimeStopped:
+                return
+            except REFUSALS as refusal:
+                self.world.trace(f"refused: {type(refusal).__name__}")
+                if isinstance(refusal, StorageFailed) and not self.fault_seen and not self.dead:
+                    self.outside.fail(f"the disk is well, and somebody is told: {refusal}")
+                if isinstance(refusal, (errors.AgentDown, errors.AgentParked)) and not self.crashed and not self.dead:
+                    self.outside.fail(f"nothing has crashed, and somebody is told: {refusal}")
+
+    def _ref(self, key: str) -> AgentRef[Any]:
+        name = key.partition("/")[0]
+        return self.runtime.start(next(agent for agent in self.agents if agent.name == name), key=key)
+
+    async def _act(self, random: Random, handles: list[RunHandle[Any]]) -> None:
+        outside = self.outside
+        ref = self._ref(random.choice(KEYS))
+        what = random.choices([*_ACTS], [*_ACTS.values()])[0]
+        if self.mood is not None and handles and random.random() < 0.4:
+            what = self.mood
+        handle = random.choice(handles) if handles else None
+        if handle is None and outside.sent and random.random() < 0.3:
+            handle = self.runtime.handle(random.choice([*outside.sent]))  # of another life, perhaps
+        match what:
+            case "again":
+                lost = [sent for sent in outside.sent.values() if sent.state == "sent"]
+                if lost:
+                    again = random.choice(lost)
+                    handles.append(await self._send(self._ref(again.key), again.run_id))
+            case "steer" if handle is not None:
+                words = outside.say("steer")
+                input_id = await handle.asteer(words)
+                self._promise(lambda: outside.inputs.update({input_id: (handle.run_id, "steer", words)}))
+            case "follow_up" if handle is not None:
+                words = outside.say("follow up")
+                input_id = await handle.afollow_up(words)
+                self._promise(lambda: outside.inputs.update({input_id: (handle.run_id, "follow_up", words)}))
+            case "cancel" if handle is not None:
+                await handle.acancel()
+                self._promise(lambda: outside.cancelled.append(handle.run_id))
+            case "wait" if handle is not None:
+                with suppress(TimeoutError):
+                    result = await handle.aresult(random.random() * 30)
+                    self._promise(lambda: outside.results.update({result.run_id: (result.status, result.text)}))
+            case "follow" if handle is not None:
+                await self._follow(handle)
+            case "reset":
+                await ref.areset()
+                self._promise(lambda: outside.counted.update([(ref.key, "conversation.reset")]))
+            case "set_model":
+                await ref.aset_model(random.choice(self.agents).model)
+                self._promise(lambda: outside.counted.update([(ref.key, "agent.configured")]))
+            case "ask":
+                with suppress(TimeoutError):
+                    await ref.aask(outside.say("question"), timeout=random.random() * 20)
+            case "give_up":
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(random.random() ** 4 * 0.1):
+                        await ref.asend(outside.say("nobody waits for"))
+            case "watch":
+                await self._watch(ref.key, random)
+            case "remember":
+                handles.append(
+                    await self._send(ref, f"run-{self.world.seed}-{len(outside.sent)}", a_conversation(outside))
+                )
+            case "crash" | "storm":
+                self.crashed = True
+                for _ in range(1 if what == "crash" else 8):
+                    error = random.choice(
+                        (Planned("as planned"), Planned("as planned"), SystemExit(1), KeyboardInterrupt())
+                    )
+                    self.runtime._system.core.call(_crash, ref._cell, Crash(error))  # pyright: ignore[reportPrivateUsage]
+                    await asyncio.sleep(random.random())
+                if what == "storm" and random.random() < 0.5:
+                    await ref.aresume()
+            case "stop":
+                await ref.astop()
+            case "resume":
+                await ref.aresume()
+            case "look":
+                await ref.ahistory()
+                ref.status()
+                self.runtime.tree()
+            case _:
+                handles.append(await self._send(ref, f"run-{self.world.seed}-{len(outside.sent)}"))
+
+    async def _send(self, ref: AgentRef[Any], run_id: str, messages: Sequence[Message] = ()) -> RunHandle[Any]:
+        outside = self.outside
+        sent = outside.sent.setdefault(run_id, Sent(ref.key, run_id, outside.accepted.get(ref.key)))
+        try:
+            handle = await ref.asend(outside.say("prompt"), run_id=run_id, messages=messages)
+        except (errors.AgentBusy, errors.AgentDown):
+            self._promise(lambda: setattr(sent, "state", "refused"))
+            raise
+        if not self.dead:
+            sent.state = "accepted"
+            outside.accepted[ref.key] = run_id
+            self.world.trace(f"accepted {run_id}")
+        return handle
+
+    async def _follow(self, handle: RunHandle[Any]) -> None:
+        """Every event of a run, from its first to its last."""
+        seqs: list[int] = []
+        events: list[ev.Event] = []
+        with suppress(TimeoutError):
+            async with (
+                asyncio.timeout(30),
+                aclosing(cast("AsyncGenerator[ev.Event, None]", handle.__aiter__())) as stream,
+            ):
+                async for event in stream:
+                    if event.durable:
+                        seqs.append(event.seq)
+                        events.append(event)
+        if self.dead:
+            return
+        if events and events[0].type != "run.queued":
+            self.outside.fail(f"{handle!r} begins with {events[0].type}")
+        if seqs != sorted(set(seqs)):
+            self.outside.fail(f"{handle!r} gave its events as {seqs}")
+
+    async def _watch(self, key: str, random: Random) -> None:
+        """All of a key, for a while: not one durable event is missing in between."""
+        seqs: list[int] = []
+        after = random.choice((0, None))
+        subscription = self.runtime.subscribe(after=after, key=key, maxsize=random.choice((1, 3, 1000)))
+        with suppress(TimeoutError, errors.SubscriptionClosed):
+            async with asyncio.timeout(random.random() * 30), subscription:
+                while True:
+                    event = await subscription.aget()
+                    if event.durable and event.key == key:
+                        seqs.append(event.seq)
+        first = 1 if after == 0 else seqs[0] if seqs else 0
+        if not self.dead and seqs != list(range(first, first + len(seqs))):
+            self.outside.fail(f"who watched {key} after {after} was shown {seqs}")
+
+    async def _settle(self) -> None:
+        """Everything is well: wake what sleeps, say yes to everything, and wait for all runs to end."""
+        runtime = self.runtime
+        while True:
+            heads = runtime._system.journal.heads()  # pyright: ignore[reportPrivateUsage]
+            for head in heads:
+                ref = self._ref(head.key)
+                with suppress(*REFUSALS):
+                    if ref.status().state == "parked":
+                        await ref.aresume()
+                    run = ref.current
+                    for call in ref.pending_approvals():
+                        assert run is not None
+                        await run.aapprove(call.call_id)
+            if not any(head.open_runs for head in heads) and heads == runtime._system.journal.heads():  # pyright: ignore[reportPrivateUsage]
+                return
+            await asyncio.sleep(5.0)
+
+
+_ACTS = {
+    "send": 30, "again": 4, "steer": 8, "follow_up": 8, "cancel": 6, "wait": 8, "follow": 5, "watch": 3, "ask": 4, "give_up": 3,
+    "remember": 2, "reset": 3, "set_model": 3, "crash": 7, "storm": 1, "stop": 2, "resume": 2, "look": 3,
+}  # fmt: skip
+"""What people do, and how much they like it."""
+
+
+def _crash(cell: Cell, message: Crash) -> None:
+    cell.wake()
+    cell.tell(cast("Any", message))
+
+
+class _Records(logging.Handler):
+    """What the library logs: most of it is wrong."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(logging.WARNING)
+        self._world = world
+
+    def emit(self, record: logging.LogRecord) -> None:
+        life, text = self._world.life, record.getMessage()
+        if life is None or life.dead or any(known in text for known in _EXPECTED):
+            return
+        if life.fault_seen and any(known in text for known in _OF_A_BAD_DISK):
+            return
+        self._world.outside.fail(f"logged: {text[:1500]}")
+
+
+_EXPECTED = (
+    "event='a tool raised'",
+    "event='an interrupted run waits for its agent'",
+    "error_type='Planned'",
+    "error_type='SystemExit'",
+    "error_type='KeyboardInterrupt'",
+)
+_OF_A_BAD_DISK = ("event='the journal cannot write'", "event='the timers cannot be read'")
+
+
+def simulate(
+    seed: int, *, open_journal: OpenJournal = SqliteJournal, tell: Callable[[str], object] | None = None
+) -> Report:
+    """Live through one seed. The collector rests meanwhile: it would close things at moments of its own."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return World(seed, open_journal=open_journal, tell=tell).run()
+    finally:
+        if collects:
+            gc.enable()
