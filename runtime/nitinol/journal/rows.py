@@ -190,7 +190,7 @@ def to_head(
 ) -> Head:  # fmt: skip
     """What `SELECT_HEAD` gives as a `Head`."""
     return Head(
-        key=key, agent=intern(agent), seq=seq, state=intern(state), run_id=run_id, open_runs=open_runs, active=bool(active), due=due,
+        key=key, agent=intern(agent), seq=seq, state=state, run_id=run_id, open_runs=open_runs, active=bool(active), due=due,
         usage=NO_USAGE if usage == "{}" else _usage().validate_json(usage),
         cost=None if cost is None else Decimal(cost), messages=messages, started_at=started_at, last_event_at=last_event_at,
     )  # fmt: skip
