@@ -120,7 +120,7 @@ class _Auditor:
             self._connection.execute("ROLLBACK")
 
     def _select(self, query: str, *values: object) -> Iterator[tuple[Any, ...]]:
-        return self._connection.execute(query, values)
+        return iter(self._connection.execute(query, values))
 
     # -- one key
 
