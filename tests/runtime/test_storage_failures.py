@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -24,6 +25,7 @@ from nitinol.journal import MemoryJournal
 from nitinol.journal.schema import LocalDisk
 from nitinol.journal.sqlite import SqliteJournal
 from nitinol.result import RunResult
+from nitinol.state import BrokenLog
 from nitinol.testing import Answer, ScriptedProvider
 
 
@@ -182,3 +184,38 @@ def test_a_log_that_cannot_be_read_for_a_hook_is_no_crash() -> None:
         ref.send("hello")
         assert noting.ended.get(timeout=SOON) == "hi"
         assert not any(event.type == "agent.crashed" for event in log_of(ref))
+
+
+def test_a_broken_page_costs_its_agent_and_no_other(path: Path) -> None:
+    """It is refused, with the way out, until the file is mended; then it goes on with all it had."""
+    with Runtime(path, drain=0.0) as rt:
+        for key in ("broken", "whole"):
+            for _ in range(20):
+                rt.start(scout(), key=key).ask("x" * 400, timeout=SOON)
+    sound = path.with_name("sound.db")
+    shutil.copy(path, sound)
+    with sqlite3.connect(path) as connection:
+        size = connection.execute("PRAGMA page_size").fetchone()[0]
+        try:
+            select = "SELECT pageno FROM dbstat WHERE name = 'events' AND pagetype = 'leaf' ORDER BY pageno LIMIT 4"
+            pages = [page for (page,) in connection.execute(select)]
+        except sqlite3.OperationalError:  # a SQLite without dbstat: the first pages are of the first agent's log
+            root = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'events'").fetchone()[0]
+            pages = [root + 30, root + 31]
+    connection.close()
+    with path.open("r+b") as file:
+        for page in pages[1:3]:
+            file.seek((page - 1) * size)
+            file.write(b"\xff" * size)
+    with Runtime(path, agents=[scout()], drain=0.0) as rt:
+        with pytest.raises(BrokenLog, match=r"agent 'broken': its log cannot be read: .*malformed; restore it from a backup"):
+            rt.start(scout(), key="broken").ask("hi", timeout=SOON)
+        assert rt.get("broken").status().state == "parked"
+        assert rt.get("whole").ask("hi", timeout=SOON).text == "hi"
+        reader = rt.subscribe(after=0)
+        with pytest.raises(StorageFailed, match=r"agents\.db' cannot be read: .*malformed; restore it from a backup"):
+            reader.get(SOON)
+    shutil.copy(sound, path)
+    with Runtime(path, agents=[scout()], drain=0.0) as rt:
+        assert len(rt.get("broken").history()) == 40
+        assert rt.get("broken").ask("hi", timeout=SOON).text == "hi"
