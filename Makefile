@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 N := 200
 SEED :=
 
-.PHONY: demo test lint bench chaos clean
+.PHONY: demo test simulate chaos lint bench clean
 
 demo: $(VENV)/.model  ## Supervised agents on a real small model; one crashes and comes back.
 	$(BIN)/nitinol demo

@@ -432,8 +432,8 @@ class Runtime:
         read_only: Look on, beside the owner of a store or where none lives: subscriptions follow what it commits (not its
             deltas), and all that tells of agents and runs answers from the store, which `get`, `agents`, `status` and
             `tree` then read. `get` and `agents` give every agent of the store; definitions are needed only for typed
-            output, here or by `start`, which gives an agent of the store, and starts none. Whatever would change
-            something raises `ReadOnly`.
+            output, here or by `start`, which gives an agent of the store, and starts none; where one is not known,
+            `ref.agent` has its name alone. Whatever would change something raises `ReadOnly`.
         workers: Threads for tools that are plain functions, shared fairly by all agents.
         drain: Seconds that open runs get on a clean stop.
         shutdown: Seconds within which a stop ends, come what may.

@@ -384,7 +384,7 @@ def test_a_runtime_that_looks_on_ends_at_once(path: Path, owner: Owner) -> None:
             waiting, reading = pool.submit(handle.result), pool.submit(list[EventBase], subscription)
         with pytest.raises(RuntimeStopped):
             waiting.result(SOON)
-        assert reading.result(SOON) == []
+        assert all(event.key == "scout/1" for event in reading.result(SOON))  # it ends
     with pytest.raises(RuntimeStopped):
         rt.get("scout/1")
     owner.do("release")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -28,7 +29,7 @@ from nitinol.journal.schema import LocalDisk
 from nitinol.journal.sqlite import SqliteJournal
 from nitinol.messages import Text
 from nitinol.result import RunResult
-from nitinol.state import AgentState
+from nitinol.state import AgentState, BrokenLog
 from nitinol.testing import Answer, ScriptedProvider, call
 
 
@@ -254,3 +255,38 @@ def test_what_rests_on_an_uncommitted_decision_is_not_acknowledged(error: Except
             send.result(SOON)
         assert rt.handle("once").result(SOON).text == "hi"
         assert [event.type for event in log_of(ref)].count("run.queued") == 1
+
+
+def test_a_broken_page_costs_its_agent_and_no_other(path: Path) -> None:
+    """It is refused, with the way out, until the file is mended; then it goes on with all it had."""
+    with Runtime(path, drain=0.0) as rt:
+        for key in ("broken", "whole"):
+            for _ in range(20):
+                rt.start(scout(), key=key).ask("x" * 400, timeout=SOON)
+    sound = path.with_name("sound.db")
+    shutil.copy(path, sound)
+    with sqlite3.connect(path) as connection:
+        size = connection.execute("PRAGMA page_size").fetchone()[0]
+        try:
+            select = "SELECT pageno FROM dbstat WHERE name = 'events' AND pagetype = 'leaf' ORDER BY pageno LIMIT 4"
+            pages = [page for (page,) in connection.execute(select)]
+        except sqlite3.OperationalError:  # a SQLite without dbstat: the first pages are of the first agent's log
+            root = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'events'").fetchone()[0]
+            pages = [root + 30, root + 31]
+    connection.close()
+    with path.open("r+b") as file:
+        for page in pages[1:3]:
+            file.seek((page - 1) * size)
+            file.write(b"\xff" * size)
+    with Runtime(path, agents=[scout()], drain=0.0) as rt:
+        with pytest.raises(BrokenLog, match=r"agent 'broken': its log cannot be read: .*malformed; restore it from a backup"):
+            rt.start(scout(), key="broken").ask("hi", timeout=SOON)
+        assert rt.get("broken").status().state == "parked"
+        assert rt.get("whole").ask("hi", timeout=SOON).text == "hi"
+        reader = rt.subscribe(after=0)
+        with pytest.raises(StorageFailed, match=r"agents\.db' cannot be read: .*malformed; restore it from a backup"):
+            reader.get(SOON)
+    shutil.copy(sound, path)
+    with Runtime(path, agents=[scout()], drain=0.0) as rt:
+        assert len(rt.get("broken").history()) == 40
+        assert rt.get("broken").ask("hi", timeout=SOON).text == "hi"

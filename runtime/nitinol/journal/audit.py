@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from nitinol import events as ev
-from nitinol.errors import NitinolError
-from nitinol.journal import blobs
+from nitinol.errors import NitinolError, StorageFailed
+from nitinol.journal import blobs, snapshots
 from nitinol.journal.base import Head, head_of, verify
 from nitinol.journal.read_only import ReadOnlyJournal
 from nitinol.journal.rows import SELECT_ROW, Row, Spent, scopes_of, to_row, to_spent
 from nitinol.journal.schema import Disk, LocalDisk, storage_failed
-from nitinol.state import AgentState
+from nitinol.state import FOLD, AgentState
 from nitinol.usage import NO_USAGE, Usage
 
 
@@ -58,7 +58,7 @@ def audit(path: Path, disk: Disk | None = None) -> Audit:
     """Check a store from end to end. From any thread; beside its owner, too, whom it does not hold up.
 
     SQLite's own check; each log by `verify`, by its fold and by the sums of its bill; and, rebuilt from the logs and
-    compared: heads, timers, scopes, runs, large parts and their hashes.
+    compared: heads, snapshots, timers, scopes, runs, large parts and their hashes.
 
     Raises:
         StorageFailed: There is no store, or it cannot be opened. What is found wrong inside is in `faults`.
@@ -120,7 +120,7 @@ class _Auditor:
             self._connection.execute("ROLLBACK")
 
     def _select(self, query: str, *values: object) -> Iterator[tuple[Any, ...]]:
-        return self._connection.execute(query, values)
+        return iter(self._connection.execute(query, values))
 
     # -- one key
 
@@ -212,16 +212,43 @@ class _Auditor:
 
     def _check_fold(self, key: str, log: Sequence[ev.EventBase], base: int, row: Row | None) -> None:
         state = AgentState(key, log[-1].agent if log else "", seq=base)
+        kept, body = next(
+            self._select("SELECT seq, body FROM snapshots WHERE key = ? AND fold = ?", key, FOLD), (0, None)
+        )
+        if body is not None and not base < kept <= base + len(log):
+            self._found.fault(key, f"snapshots: there is one of seq {kept}, where its log has no event")
         for event in log:
             try:
                 state.absorb(event)
             except Exception as error:  # a fold may trip over anything that an event says
                 self._found.fault(key, f"seq {event.seq} ({event.type}): the log does not fold: {_brief(error)}")
                 return
+            if body is not None and event.seq == kept:
+                self._check_snapshot(key, state)
         head = head_of(state) if log else None
         if row is not None:
             self._check_head(key, row, head)
         self._check_timer(key, head)
+
+    def _check_snapshot(self, key: str, state: AgentState) -> None:
+        """Against the fold at its seq."""
+        try:
+            kept = snapshots.load(self._connection, key)
+        except StorageFailed as error:  # a part of a message is missing, which is told of its event
+            kept = None
+            self._found.fault(key, f"snapshots: {_brief(error)}")
+        if kept is None:
+            self._found.fault(key, f"snapshots: that of seq {state.seq} cannot be read")
+            return
+        for item in fields(AgentState):
+            there, here = getattr(kept, item.name), getattr(state, item.name)
+            if item.compare and there != here:
+                told = (
+                    f"is {there!r}; by its log it is {here!r}"
+                    if item.name != "transcript"
+                    else "is not that of its log"
+                )
+                self._found.fault(key, f"snapshots: at seq {state.seq} {item.name} {told}")
 
     def _check_head(self, key: str, row: Row, head: Head | None) -> None:
         if row.head is None or head is None:
@@ -264,6 +291,8 @@ class _Auditor:
         nobody = "key NOT IN (SELECT key FROM events) AND key NOT IN (SELECT key FROM heads)"
         for (key,) in self._select(f"SELECT key FROM timers WHERE {nobody}"):
             self._found.fault(key, "timers: it has a row, and neither log nor head")
+        for (key,) in self._select(f"SELECT key FROM snapshots WHERE {nobody}"):
+            self._found.fault(key, "snapshots: there is one, and neither log nor head")
         for key, run_id in self._select(f"SELECT key, run_id FROM runs WHERE {nobody}"):
             self._found.fault(key, f"runs: {run_id!r} is one of its runs, and it has neither log nor head")
         last = next((row[0] for row in self._select("SELECT seq FROM sqlite_sequence WHERE name = 'events'")), 0)

@@ -89,9 +89,18 @@ def storage_failed(path: Path, what: str, error: Exception) -> StorageFailed:
     return StorageFailed(f"store {str(path)!r} cannot be {what}: {error}; {way_out(error)}")
 
 
-def way_out(error: Exception) -> str:
+def is_damaged(error: BaseException) -> bool:
+    """Whether the file itself is wrong, and not its disk or its use: another look would find the same."""
+    return _code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def _code(error: BaseException) -> int:
+    return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+
+
+def way_out(error: BaseException) -> str:
     """What a person can do about an error of SQLite's."""
-    code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+    code = _code(error)
     return _WAYS_OUT.get(code, "look at its disk and its permissions")
 
 

@@ -17,16 +17,17 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any, cast
 
 from nitinol.env import Env, Loop
-from nitinol.errors import NitinolError
+from nitinol.errors import NitinolError, StorageFailed
 from nitinol.events import EventBase, UsageUpdated, pack, stamp
 from nitinol.journal import blobs, snapshots
 from nitinol.journal.base import Committed, Conflict, Opening, head_of, taken
 from nitinol.journal.migrate import prepare
 from nitinol.journal.reader import SELECT_EVENT, StoreReader, to_events
 from nitinol.journal.rows import Row, Rows
-from nitinol.journal.schema import Disk, LocalDisk, storage_failed, way_out
+from nitinol.journal.schema import Disk, LocalDisk, is_damaged, storage_failed, way_out
 from nitinol.logs import get_logger
 from nitinol.state import AgentState, BrokenLog
 
@@ -182,7 +183,7 @@ class SqliteJournal(StoreReader):
         try:
             connection = self._writer or self._connect()
             connection.execute("BEGIN IMMEDIATE")
-            outcomes = [self._carry_out(connection, item) for item in batch]
+            results = [(item.key, self._carry_out(connection, item)) for item in batch]
             self._rows.write(connection)
             if reach is not None:
                 reach("before commit")
@@ -199,44 +200,59 @@ class SqliteJournal(StoreReader):
                 self._writer = None
             failure = storage_failed(self.path, "written", error)
             return [partial(item.told, failure) for item in batch]
-        return outcomes
+        # Logs are read when the epoch is committed, and not by the writer: what is wrong with one must fail no transaction.
+        outcomes = [self._opening(key, row) if isinstance(row, Row) else row for key, row in results]
+        return [partial(cast("Any", item.told), outcome) for item, outcome in zip(batch, outcomes, strict=True)]
 
-    def _carry_out(self, connection: sqlite3.Connection, item: _Item) -> Outcome:
+    def _carry_out(self, connection: sqlite3.Connection, item: _Item) -> Row | Exception | None:
+        """What came of it: the row of a key that was taken over, `None`, or why it was refused."""
         connection.execute("SAVEPOINT item")
+        result: Row | Exception | None = None
         try:
             match item:
                 case _Open():
-                    outcome: Outcome = partial(item.told, self._take_over(connection, item.key))
+                    result = self._take_over(connection, item.key)
                 case _Append():
                     self._append(connection, item)
-                    outcome = partial(item.told, None)
                 case _Restore():
                     self._restore(connection, item)
-                    outcome = partial(item.told, None)
                 case _Forget():
                     self._forget(connection, item.key)
-                    outcome = partial(item.told, None)
         except (sqlite3.OperationalError, sqlite3.InternalError):
             raise  # the store fails, not the item; it may have rolled back everything
         except Exception as error:
             connection.execute("ROLLBACK TO item")
-            outcome = partial(item.told, _refusal(item, error))
+            known = isinstance(error, NitinolError)
+            result = error if known else Conflict(f"agent {item.key!r} cannot be written: {error}")
         connection.execute("RELEASE item")
-        return outcome
+        return result
+
+    def _opening(self, key: str, row: Row) -> Opening | Exception:
+        try:
+            with self._connection() as reader:
+                state = snapshots.load(reader, key) if row.kept else None
+                if state is not None and state.seq > row.seq:  # of what was appended since
+                    state = None
+                behind = row.base_seq if state is None else state.seq
+                select = f"{SELECT_EVENT} WHERE key = ? AND seq > ? AND seq <= ? ORDER BY seq"
+                events = to_events(reader, reader.execute(select, (key, behind, row.seq)))
+                if (events[-1].seq if events else behind) == row.seq:
+                    return Opening(row.epoch, events, row.base_seq, state)
+            return BrokenLog(f"agent {key!r}: its log should end with event {row.seq}, which cannot be read")
+        except StorageFailed as error:
+            if error.__cause__ is not None and is_damaged(error.__cause__):
+                return BrokenLog(f"agent {key!r}: its log cannot be read: {error.__cause__}; {way_out(error.__cause__)}")
+            return error
+        except Exception as error:
+            return error
 
     # Each changes a row only after everything that may fail: what is rolled back must not be remembered.
 
-    def _take_over(self, connection: sqlite3.Connection, key: str) -> Opening:
+    def _take_over(self, connection: sqlite3.Connection, key: str) -> Row:
         row = self._rows.get(connection, key)
-        state = snapshots.load(connection, key) if row.kept else None
-        behind = row.base_seq if state is None else state.seq
-        select = f"{SELECT_EVENT} WHERE key = ? AND seq > ? ORDER BY seq"
-        events = to_events(connection, connection.execute(select, (key, behind)))
-        if (events[-1].seq if events else behind) != row.seq:
-            raise BrokenLog(f"agent {key!r}: its log should end with event {row.seq}, which cannot be read")
         row = replace(row, epoch=row.epoch + 1)
         self._rows.put(key, row)
-        return Opening(row.epoch, events, row.base_seq, state)
+        return row
 
     def _append(self, connection: sqlite3.Connection, item: _Append) -> None:
         row, events = self._rows.get(connection, item.key), item.events
@@ -294,12 +310,3 @@ class SqliteJournal(StoreReader):
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA secure_delete = ON")  # what is forgotten is not left in free pages
         return connection
-
-
-def _refusal(item: _Item, error: Exception) -> Exception:
-    """Why one decision or log is refused, while the store goes on."""
-    if isinstance(error, NitinolError):
-        return error
-    if isinstance(item, _Open) and isinstance(error, sqlite3.DatabaseError):
-        return BrokenLog(f"agent {item.key!r}: its log cannot be read: {error}; {way_out(error)}")
-    return Conflict(f"agent {item.key!r} cannot be written: {error}")
