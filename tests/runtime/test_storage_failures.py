@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -16,17 +17,20 @@ from typing import Any
 import pytest
 from tests.logs_of import SOON, assert_valid, log_of
 
-from nitinol import Agent, Hooks, ModelRequest, Runtime
+from nitinol import Agent, Hooks, Message, ModelRequest, Runtime, tool
 from nitinol.env import Env, Loop
 from nitinol.errors import StorageFailed
 from nitinol.events import EventBase
 from nitinol.hooks import HookContext
+from nitinol.inputs import Look, Send
 from nitinol.journal import MemoryJournal
+from nitinol.journal.base import Committed
 from nitinol.journal.schema import LocalDisk
 from nitinol.journal.sqlite import SqliteJournal
+from nitinol.messages import Text
 from nitinol.result import RunResult
-from nitinol.state import BrokenLog
-from nitinol.testing import Answer, ScriptedProvider
+from nitinol.state import AgentState, BrokenLog
+from nitinol.testing import Answer, ScriptedProvider, call
 
 
 @pytest.fixture
@@ -184,6 +188,73 @@ def test_a_log_that_cannot_be_read_for_a_hook_is_no_crash() -> None:
         ref.send("hello")
         assert noting.ended.get(timeout=SOON) == "hi"
         assert not any(event.type == "agent.crashed" for event in log_of(ref))
+
+
+class Refusing(MemoryJournal):
+    """Its store fails at the first commit with an event of a type."""
+
+    def __init__(self, type: str) -> None:
+        super().__init__()
+        self._type: str | None = type
+
+    def append(
+        self, key: str, epoch: int, events: Sequence[EventBase], state: AgentState, committed: Committed
+    ) -> None:
+        if any(event.type == self._type for event in events):
+            self._type = None
+            committed(StorageFailed("a simulated failure"))
+        else:
+            super().append(key, epoch, events, state, committed)
+
+
+def test_a_tool_whose_start_was_not_committed_starts_again() -> None:
+    """The store failed at its `tool.started`: its slot is given back, and the next incarnation asks for one anew. Seed 33."""
+
+    @tool
+    def work() -> str:
+        return "done"
+
+    script = ScriptedProvider([call("work"), "end"])
+    with Runtime(lambda env, core: Refusing("tool.started"), drain=0.0, workers=1) as rt:
+        ref = rt.start(Agent(name="scout", model=script, tools=[work]))
+        assert ref.ask("hello", timeout=SOON).text == "end"
+
+
+class Holding(MemoryJournal):
+    """Holds the first `run.queued` back until the test says how its commit went."""
+
+    held: Callable[[Exception | None], object] | None = None
+
+    def append(
+        self, key: str, epoch: int, events: Sequence[EventBase], state: AgentState, committed: Committed
+    ) -> None:
+        commit = partial(super().append, key, epoch, events, state, committed)
+        if self.held is None and any(event.type == "run.queued" for event in events):
+            self.held = lambda error: commit() if error is None else committed(error)
+        else:
+            commit()
+
+
+@pytest.mark.parametrize("error", [None, StorageFailed("a simulated failure")])
+def test_what_rests_on_an_uncommitted_decision_is_not_acknowledged(error: Exception | None) -> None:
+    """A run that is sent twice is accepted twice by one commit, and by none before it. rule 1, seed 789 of the simulator"""
+    journal = Holding()
+    with Runtime(lambda env, core: journal, drain=0.0) as rt:
+        ref = rt.start(scout())
+        core, cell = rt._system.core, ref._cell  # pyright: ignore[reportPrivateUsage]
+        prompt = Message(role="user", parts=(Text("hello"),))
+        cell.submit(Look()).result(SOON)
+        sends = [cell.submit(Send(run_id="once", prompt=prompt)) for _ in range(2)]
+        handled = threading.Event()
+        core.call(core.call, handled.set)
+        assert handled.wait(SOON)
+        assert journal.held is not None
+        assert not any(send.done() for send in sends)
+        core.call(journal.held, error)
+        for send in sends:
+            send.result(SOON)
+        assert rt.handle("once").result(SOON).text == "hi"
+        assert [event.type for event in log_of(ref)].count("run.queued") == 1
 
 
 def test_a_broken_page_costs_its_agent_and_no_other(path: Path) -> None:

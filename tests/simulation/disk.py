@@ -99,6 +99,9 @@ class SimDisk:
         self.operations_left: int | None = None
         """Writes and syncs until `dying` is called, in the middle of whatever goes on."""
         self.dying: Callable[[], object] = self.die
+        self.failing_in: int | None = None
+        """Operations until `failing` is called, which begins a fault in the middle of something."""
+        self.failing: Callable[[], object] = self.die
         self._owned = False
         self._number = next(_numbers)
         self._connection: Any = None
@@ -177,6 +180,10 @@ class SimDisk:
             self.operations_left -= 1
             if not self.operations_left:
                 self.dying()
+        if self.failing_in is not None:
+            self.failing_in -= 1
+            if not self.failing_in:
+                self.failing()
         if self.fault in faults and not self.dead:
             self.faults += 1
             full = self.fault == "full"

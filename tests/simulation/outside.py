@@ -31,6 +31,9 @@ from nitinol.usage import Usage
 LARGE = 70_000
 """Characters of what the journal keeps beside its log."""
 
+GONE = "scout/gone"
+"""An agent that people forget: of its log nothing may be left, so nothing is looked up in it but its bill."""
+
 At = tuple[str, int, int]
 """An attempt: run, turn, attempt."""
 
@@ -97,6 +100,8 @@ class Outside:
     paused: set[str] = field(default_factory=set[str])
     """Runs in which a model has paused, and goes on without a word of anybody's."""
     cursor: int = 0
+    shown: dict[str, At | None] = field(default_factory=dict["str", "At | None"])
+    """By run, the attempt that is open by the events that a subscriber saw."""
     words: int = 0
 
     def fail(self, what: str) -> None:
@@ -110,6 +115,23 @@ class Outside:
         self.words += 1
         return f"{what} {self.words}"
 
+    def see(self, event: ev.Event) -> None:
+        """A subscriber is shown an event."""
+        self.cursor = event.position
+        at = (event.run_id or "", event.turn, event.attempt)
+        if event.durable:
+            self.seen.append(event)
+            self.trace(f"{event.position} {event.key}#{event.seq} {event.type}")
+        match event.type:
+            case "model.started":
+                self.shown[at[0]] = at
+            case "model.finished" | "model.failed" | "run.finished":
+                self.shown[at[0]] = None
+            case "model.delta" if event.key != GONE and self.shown.get(at[0]) != at:
+                self.fail(f"a subscriber is shown {event.text!r} of attempt {at}, and {self.shown.get(at[0])} is open")
+            case _:
+                pass
+
     def hear(self, life: Heard, request: ModelRequest) -> None:
         """A request arrives."""
         at = (request.run_id, request.turn, request.attempt)
@@ -118,7 +140,8 @@ class Outside:
         self.trace(f"request {at}")
         if at in self.requests:
             self.fail(f"attempt {at} was sent in life {self.requests[at]}, and again in {life.number}")
-        self.requests[at] = life.number
+        if request.key != GONE:
+            self.requests[at] = life.number
         wrong = faults(request.messages)
         last = request.messages[-1].role if request.messages else None
         if wrong or (last == "assistant" and request.run_id not in self.paused):
@@ -133,7 +156,7 @@ class Outside:
         if life.dead:
             return text
         self.trace(f"execution {key} {name}")
-        before = self.executions[key]
+        before = self.executions[key] if ctx.key != GONE else []
         if before and replay == "never":
             self.fail(f"{name}, which is never replayed, did {key} in life {before[0].life} and again in {life.number}")
         before.append(Execution(key, name, text, life.number))
@@ -336,7 +359,8 @@ def some_agents(random: Random) -> Callable[[Any, float, Random], list[Agent[Any
             "name": name,
             "max_turns": random.choice((3, 6, 12)),
             "deadline": random.choice((None, None, 30.0, 120.0)),
-            "budget": random.choice((None, None, None, Budget(usd="0.05"), Budget(tokens=3000))),
+            "budget": random.choice((None, None, None, Budget(usd="0.05"), Budget(usd="0.01"), Budget(tokens=3000))),
+            "busy": random.choice(("queue", "queue", "queue", "reject")),
             "retry": Retry(attempts=random.choice((1, 2, 4))),
             "max_pending": random.choice((1, 4, 16)),
             "max_tool_calls": random.choice((None, None, None, 5)),

@@ -21,7 +21,7 @@ from tests.simulation.world import STORE
 from nitinol.journal.schema import SCHEMA
 from nitinol.journal.sqlite import SqliteJournal
 
-SEEDS = 60
+SEEDS = 100
 ENOUGH = 200
 """Seeds within which a planted bug must be found."""
 

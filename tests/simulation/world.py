@@ -18,7 +18,7 @@ from typing import Any, cast
 from tests.simulation.checks import check
 from tests.simulation.disk import Fault, Platter, SimDisk
 from tests.simulation.loop import Clockwork, SimEnv, SimLoop, Stuck
-from tests.simulation.outside import Outside, Sent, a_conversation, some_agents
+from tests.simulation.outside import GONE, Outside, Sent, a_conversation, some_agents
 
 from nitinol import Agent, Runtime, errors
 from nitinol import events as ev
@@ -33,11 +33,13 @@ from nitinol.runtime import AgentRef
 from nitinol.state import AgentState
 
 STORE = Path("/agents.db")
-KEYS = ("clerk/1", "clerk/2", "scout/1")
+KEYS = ("clerk/1", "scout/1", "clerk/2", "clerk/3", "scout/2", "clerk/4", "clerk/5", "scout/3")
 LIFETIME = 90.0
 """Virtual seconds that a life lasts, if nothing ends it."""
 HEALING = 6 * 3600.0
 """Virtual seconds within which every run has ended, once nothing is in the way."""
+
+FAULTS: tuple[Fault, ...] = ("full", "write", "sync", "read")
 
 REFUSALS = (
     errors.AgentBusy, errors.AgentDown, errors.AgentParked, errors.AgentStopped, errors.AlreadyResolved, errors.NotFound,
@@ -49,6 +51,7 @@ _MOODS = {
     "input": "steer", "cancelling": "cancel", "crashed": "crash", "restarted": "crash", "repaired": "remember",
 }  # fmt: skip
 """A part of a crash point's name, and what people do to get there."""
+_RARE = ("budget", "fallback", "retrying", "discarded", "failed")
 
 OpenJournal = Callable[[Path, SimEnv, Loop, SimDisk], Journal]
 """Opens the journal of a life; a planted bug opens another."""
@@ -104,6 +107,7 @@ class World:
         self.elapsed = 0
         self.outside = Outside(Random(f"outside {seed}"), self.trace)
         self.make_agents = some_agents(self.random)
+        self.keys = KEYS[: self.random.choice((1, 3, 3, 4, 8))]
         self.numbers = Numbers()
         self.hash = 0
         self.life: Life | None = None
@@ -154,7 +158,7 @@ class Life:
         self.outside = world.outside
         self.random = random = Random(f"life {number} of {world.seed}")
         self.dead = False
-        self.fault_seen = self.crashed = False
+        self.fault_seen = self.crashed = self.healed = False
         world.life = self
         world.numbers.lives += 1
         self.clockwork = Clockwork(Random(f"schedule of life {number} of {world.seed}"), world.elapsed)
@@ -190,7 +194,8 @@ class Life:
         if end == "point":
             self.point = random.choice(CRASH_POINTS)
             self.mood = next((mood for part, mood in _MOODS.items() if part in self.point), None)
-            self.passes = 0 if self.mood else int(random.random() ** 2 * 6)
+            rare = self.mood or any(word in self.point for word in _RARE)
+            self.passes = 0 if rare else int(random.random() ** 2 * 6)
         elif end == "moment":
             self.moment = random.random() ** 3 * LIFETIME
         elif end == "write":
@@ -249,10 +254,13 @@ class Life:
 
     def _live(self) -> None:
         random = self.random
-        if not self.last and random.random() < 0.25:
+        if not self.last and random.random() < 0.2:
+            self.disk.failing_in = int(random.random() ** 2 * 600) + 1
+            self.disk.failing = partial(self._begin_fault, random.choice(FAULTS), random.random() ** 3 * 20)
+        elif not self.last and random.random() < 0.25:
             begins = random.choice((0.0, 1.0, 1.0, 1.0)) * random.random() ** 2 * 30
             for _ in range(random.choice((1, 1, 3))):
-                fault: Fault = random.choice(("full", "write", "sync", "read"))
+                fault = random.choice(FAULTS)
                 if random.random() < 0.1:
                     self._set_fault(fault)
                 else:
@@ -268,25 +276,39 @@ class Life:
                 idle=random.choice((None, 0.5, 5.0)),
             )
         except Exception as error:
-            if not self.dead and not (isinstance(error, StorageFailed) and self.disk.fault is not None):
+            if not self.dead and not (isinstance(error, StorageFailed) and self.fault_seen):
                 self.outside.fail(f"life {self.number} cannot begin: {error!r}")
             return
         self.monitor = self._person(self._monitor)
         if self.last:
-            settled = self._person(self._settle)
-            if not self.clockwork.run(settled.done, seconds=HEALING) and not self.dead:
-                self.outside.fail(f"not all runs have ended {HEALING:g} s after everything was healed")
+            self._heal()
         else:
             for number in range(random.choice((1, 2, 3))):
                 self._person(partial(self._user, number))
             self._person(self._approver)
             self.clockwork.run(lambda: False, seconds=self.moment)
+            if not self.dead and random.random() < (0.6 if self.fault_seen or self.crashed else 0.1):
+                self._heal()
         if not self.dead and self.clean:
             self._stop_in_order()
         elif not self.dead:
             self.die("at a moment")
 
+    def _heal(self) -> None:
+        """Nothing is in the way any more: then every run ends, without another life."""
+        self.disk.fault, self.healed = None, True
+        settled = self._person(self._settle)
+        if not self.clockwork.run(settled.done, seconds=HEALING) and not self.dead:
+            self.outside.fail(f"life {self.number}: not all runs have ended {HEALING:g} s after everything was healed")
+
+    def _begin_fault(self, fault: Fault, seconds: float) -> None:
+        """The disk fails at this very write, and for a while."""
+        self._set_fault(fault)
+        self.people.call_later(seconds, self._set_fault, None)
+
     def _set_fault(self, fault: Fault | None) -> None:
+        if self.healed:
+            return
         self.world.trace(f"the disk {'is well' if fault is None else f'fails: {fault}'}")
         self.disk.fault = fault
         self.fault_seen = True
@@ -364,10 +386,7 @@ class Life:
                         return
                     if self.dead:
                         return
-                    outside.cursor = event.position
-                    if event.durable:
-                        outside.seen.append(event)
-                        self.world.trace(f"{event.position} {event.key}#{event.seq} {event.type}")
+                    outside.see(event)
                     if random.random() < 0.02:
                         await asyncio.sleep(random.random() ** 4 * 5)
 
@@ -389,7 +408,8 @@ class Life:
                         else:
                             decision = "deny"
                             await run.adeny(call.call_id, "no")
-                        self._promise(partial(outside.resolved.append, (run.run_id, call.call_id, decision)))
+                        if ref.key != GONE:
+                            self._promise(partial(outside.resolved.append, (run.run_id, call.call_id, decision)))
 
     def _promise(self, note: Callable[[], object]) -> None:
         """Somebody was told something."""
@@ -418,7 +438,7 @@ class Life:
 
     async def _act(self, random: Random, handles: list[RunHandle[Any]]) -> None:
         outside = self.outside
-        ref = self._ref(random.choice(KEYS))
+        ref = self._ref(random.choice(self.world.keys))
         what = random.choices([*_ACTS], [*_ACTS.values()])[0]
         if self.mood is not None and handles and random.random() < 0.4:
             what = self.mood
@@ -461,6 +481,12 @@ class Life:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(random.random() ** 4 * 0.1):
                         await ref.asend(outside.say("nobody waits for"))
+            case "forget":
+                gone = self._ref(GONE)
+                await gone.asend(outside.say("soon forgotten"))
+                await asyncio.sleep(random.random() ** 2 * 4)
+                if random.random() < 0.7:
+                    await self.runtime.aforget(GONE)
             case "watch":
                 await self._watch(ref.key, random)
             case "remember":
@@ -557,7 +583,7 @@ class Life:
 
 
 _ACTS = {
-    "send": 30, "again": 4, "steer": 8, "follow_up": 8, "cancel": 6, "wait": 8, "follow": 5, "watch": 3, "ask": 4, "give_up": 3,
+    "send": 30, "again": 4, "steer": 8, "follow_up": 8, "cancel": 6, "wait": 8, "follow": 5, "watch": 3, "ask": 4, "give_up": 3, "forget": 2,
     "remember": 2, "reset": 3, "set_model": 3, "crash": 7, "storm": 1, "stop": 2, "resume": 2, "look": 3,
 }  # fmt: skip
 """What people do, and how much they like it."""

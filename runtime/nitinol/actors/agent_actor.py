@@ -520,6 +520,8 @@ class AgentActor(LoopActor):
         """The `after_run` hooks that were started last; those of the next run, and `agent_stop`, come after them."""
         self.uncommitted: deque[Done] = deque()
         """Outcomes of tools that were decided on; should the store fail, they are told again."""
+        self.answers: deque[tuple[int, Request, Events | BaseException]] = deque()
+        """Answers that rest on events up to a seq which are not committed yet: they are given when those are."""
 
     def on_receive(self, message: Any) -> None:
         if self.services.env.crash_point is not None and type(message) in _OUTCOMES:
@@ -548,17 +550,35 @@ class AgentActor(LoopActor):
 
     def on_failure(self, exception_type: Any, exception_value: Any, traceback: Any) -> None:
         self._stop_effects(tools=False)
+        self._take_back_answers()
 
     def on_stop(self) -> None:
         self._stop_effects(tools=True)
+        self._take_back_answers()
 
     def on_unhandled(self, message: Any) -> None:
         # A request is still in the cell's list; an outcome waits for the next incarnation.
         if not isinstance(message, (Request, Tick, Crash, Opened, _Started)):
             backlog = self.cell.backlog = self.cell.backlog or deque()
             backlog.append(message)
-        elif isinstance(message, Request) and message not in (self.cell.requests or ()):
-            message.answer(())
+        elif isinstance(message, Request):
+            self._give_up(message)
+
+    def _give_up(self, request: Request) -> None:
+        """A request of a user's is in the cell's list still; who asked this incarnation alone is told that it is gone."""
+        if request not in (self.cell.requests or ()):
+            request.answer(())
+
+    def _take_back_answers(self) -> None:
+        while self.answers:
+            self._give_up(self.answers.popleft()[1])
+
+    def _answer(self, request: Request, outcome: Events | BaseException) -> None:
+        """Answer a request that needs no event of its own, once all that was decided before it is committed."""
+        if self.working.seq == self.cell.committed.seq:
+            self.cell.settled(request, outcome)
+        else:
+            self.answers.append((self.working.seq, request, outcome))
 
     def _request(self, request: Request) -> None:
         request.tries += 1
@@ -568,10 +588,10 @@ class AgentActor(LoopActor):
                 return
             decided = self._decide(request.input, request)
         except NitinolError as refusal:
-            self.cell.settled(request, refusal)
+            self._answer(request, refusal)
             return
         if not decided and not isinstance(request.input, Stop):
-            self.cell.settled(request, ())
+            self._answer(request, ())
         if self.refusal is not None and isinstance(request.input, Send):
             self.post(Cancel(run_id=request.input.run_id, by="agent_start", status="halted", reason=self.refusal))
 
@@ -609,6 +629,8 @@ class AgentActor(LoopActor):
     ) -> None:
         """How an append went. Whatever escapes is a crash, as in a handler: here nobody else would see it."""
         try:
+            if error is not None and request is not None:
+                self._give_up(request)
             if isinstance(error, StorageFailed):
                 self.discard()
             elif error is not None:
@@ -631,6 +653,9 @@ class AgentActor(LoopActor):
                 request.then()
             if not isinstance(request.input, Stop):  # that one is answered when the agent has stopped
                 cell.settled(request, events)
+        while self.answers and self.answers[0][0] <= state.seq:
+            _, answered, outcome = self.answers.popleft()
+            cell.settled(answered, outcome)
         for event in events:
             if event.type == "run.finished" and cell.definition.has_hook("after_run"):
                 run_id, result = event.run_id or "", None
@@ -660,6 +685,7 @@ class AgentActor(LoopActor):
         if self.cell.actor is self:
             self.actor_stopped.set()
             self._stop_effects(tools=False)
+            self._take_back_answers()
             for done in self.uncommitted:
                 self.on_unhandled(done)
             self._refuse_rest()
@@ -743,9 +769,7 @@ class AgentActor(LoopActor):
         for run_id in [*(queued.run_id for queued in state.queue), *([state.run.run_id] if state.run else [])]:
             self.post(Cancel(run_id=run_id, by="agent_start", status="halted", reason=self.refusal))
 
-    async def _after_run(
-        self, run_id: str, result: RunResult[Any] | None, before: asyncio.Task[None] | None
-    ) -> None:
+    async def _after_run(self, run_id: str, result: RunResult[Any] | None, before: asyncio.Task[None] | None) -> None:
         if before is not None:
             await asyncio.wait([before])
         while result is None:  # its log could not be read: a failure of the store, and no crash

@@ -272,6 +272,8 @@ class System:
     def _ring(self) -> None:
         """Wake who is due, and see when the next one will be."""
         self.alarm = None
+        if self.failure is not None:  # it stops, or has
+            return
         now = self.env.now()
         try:
             for _, key in self.journal.timers(until=now):
