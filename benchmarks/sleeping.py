@@ -1,9 +1,8 @@
 """Agents that sleep: 10,000 on a SQLite file, awake, asleep, and awake again; ten questions and long answers each.
 
 After a full garbage collection each time; asleep is what `Runtime(idle=)` makes of them. What sleeps is given back to the
-allocators at once, as the blocks in use show; what they give back to the system is theirs to say: Python's own keeps a page
-in which anything lives on, and glibc keeps what is free until somebody asks it to trim, as the last row does. Whatever they
-keep, the next agents use: waking all of them once more takes little more.
+allocators at once, as the blocks in use show; glibc gives it to the system when the runtime asks it to, after the sweep, on
+a thread of its own: the last row asks once more. Python's allocator keeps a page in which anything lives on.
 """
 
 from __future__ import annotations

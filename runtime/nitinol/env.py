@@ -7,6 +7,7 @@ worker threads and the stores on disk. A simulator gives another `Env` and runs 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
 import os
 import random
@@ -197,6 +198,14 @@ class Env:
     def start_worker(self, actor_class: type[Any], *args: Any) -> Any:
         """Start an actor that runs what blocks: on a thread of its own. Its reference takes `tell` and `stop`."""
         return actor_class.start(*args)
+
+    def give_back_memory(self) -> None:
+        """Let the operating system have what is free: glibc keeps it otherwise. From any thread; may take a while."""
+        try:
+            trim = ctypes.CDLL(None).malloc_trim
+        except (AttributeError, OSError, TypeError):  # not glibc's
+            return
+        trim(0)
 
     def process_id(self) -> int:
         """The process, to tell a fork from its parent."""

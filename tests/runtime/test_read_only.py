@@ -431,9 +431,12 @@ def test_looking_changes_no_byte(path: Path, end: str) -> None:
 def test_a_store_that_may_only_be_read_can_be_looked_at() -> None:
     """Its file without the right to write it, as nobody where that can be, since root may write everything."""
     code = (
-        "import os, sys\nfrom nitinol import Runtime\nRuntime(sys.argv[1], read_only=True).stop()\n"
+        "import os, sys\nfrom nitinol import Runtime\n"
+        "def look():\n"
+        "    with Runtime(sys.argv[1], read_only=True) as rt: return len(rt.get('k').history())\n"
+        "look()\n"  # so that everything is imported: nobody may not even read the library
         "if os.getuid() == 0: os.setgid(65534); os.setuid(65534)\n"
-        "with Runtime(sys.argv[1], read_only=True) as rt: print(len(rt.get('k').history()))"
+        "print(look())"
     )
     with tempfile.TemporaryDirectory() as directory:  # not `tmp_path`, which is for one user
         store = Path(directory) / "agents.db"

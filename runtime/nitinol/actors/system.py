@@ -27,7 +27,7 @@ from nitinol.actors.gateway import ModelGateway
 from nitinol.actors.hook_runner import HookRunner
 from nitinol.actors.supervisor import AgentSupervisor, Gone
 from nitinol.actors.tool_runner import ToolRunner
-from nitinol.actors.worker_pool import WorkerPool
+from nitinol.actors.worker_pool import Ending, Job, WorkerPool
 from nitinol.agent import Agent
 from nitinol.env import Env, Loop, Timer, on_a_loop
 from nitinol.errors import KeyTaken, RuntimeDown, RuntimeStopped, StorageFailed
@@ -47,6 +47,8 @@ SWEEPS = 4
 """Looks at who is idle, within the time after which an agent sleeps."""
 AT_ONCE = 100
 """Agents that are seen to before the loop looks at others."""
+MANY = 500
+"""Agents that fell asleep, whose memory is worth giving back."""
 ALARM = 60.0
 """Seconds between two looks at the timers at most."""
 
@@ -71,6 +73,8 @@ class System:
         """By name: those of agents that are started because the store knows them."""
         self.workers = workers
         self.idle = idle
+        self.slept = 0
+        """Agents that fell asleep since their memory was given back."""
         self.alarm: tuple[int, Timer] | None = None
         """When the next agent that sleeps, or was not opened yet, is due."""
         self.core = env.start_loop("nitinol-core")
@@ -263,11 +267,16 @@ class System:
         for _ in range(min(len(cells), AT_ONCE)):
             cell = cells.popleft()
             if cell.life == "up" and cell.committed.last_event_at <= before and cell.sleep():
+                self.slept += 1
                 due = next_due(cell.committed)
                 if due is not None:
                     self._set_alarm(due)
         if cells:
             self.core.call(self._let_sleep, before, cells)
+        elif self.slept >= MANY:
+            self.slept = 0
+            trim = Job(group="", run=self.env.give_back_memory, is_async=False, timeout=60.0, done=_given_back)
+            self.hook_pool.submit(trim)
 
     def _ring(self) -> None:
         """Wake who is due, and see when the next one will be."""
@@ -392,6 +401,10 @@ class System:
         get_logger().error("the supervisor failed", error=repr(error), exc_info=error)
         self.failure = RuntimeDown(f"the supervisor failed: {error!r}; open a new runtime")
         self.bus.stop(self.failure)
+
+
+def _given_back(ending: Ending, value: Any, duration: float) -> None:
+    """Nobody waits for it."""
 
 
 def _resolve(future: Future[None], error: Exception | None) -> None:

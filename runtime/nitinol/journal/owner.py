@@ -53,7 +53,12 @@ def own(path: Path) -> Callable[[], None]:
         time.sleep(0.001)
     os.ftruncate(handle, 0)
     os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
-    return partial(os.close, handle)
+    return partial(_let_go, handle)
+
+
+def _let_go(handle: int) -> None:
+    os.ftruncate(handle, 0)  # its name first: who comes next must not be told of one who has left
+    os.close(handle)
 
 
 def _lives(pid: int) -> bool:
