@@ -18,14 +18,14 @@ from nitinol.actors.bus import PAGE, Subscription
 from nitinol.actors.system import System
 from nitinol.actors.worker_pool import Job, current_job
 from nitinol.agent import parse_output
-from nitinol.errors import AgentParked, AgentStopped, NotFound, WouldDeadlock
+from nitinol.errors import AgentParked, AgentStopped, ConfigurationError, NotFound, WouldDeadlock
 from nitinol.inputs import (
     Add,
     Cancel,
     Input,
     Resolve,
 )
-from nitinol.messages import InputMode, Message, Prompt, StopReason, ToolCall, to_message
+from nitinol.messages import InputMode, Message, Prompt, StopReason, ToolCall, check_name, to_message
 from nitinol.result import OutT, RunResult, ToolCallRecord
 
 
@@ -264,9 +264,11 @@ class RunHandle(Generic[OutT]):
         return Add(run_id=self.run_id, input_id=self._system.env.new_id(), mode=mode, prompt=to_message(prompt))
 
     def _do(self, input: Input, name: str) -> Sequence[ev.Event]:
+        _check(input)
         return wait(self._system, self._cell, input, name, f"await handle.a{name}(…)")
 
     async def _ado(self, input: Input) -> Sequence[ev.Event]:
+        _check(input)
         return await asyncio.wrap_future(self._cell.submit(input))
 
     # -- `with`: leaving early cancels
@@ -423,6 +425,14 @@ def _result(
         stop_reason=stop_reason,
         parsed=parsed,
     )
+
+
+def _check(input: Input) -> None:
+    """What a log would hold for ever must be what it says."""
+    if isinstance(input, (Cancel, Resolve)):
+        check_name("by", input.by)
+        if input.reason is not None and not isinstance(input.reason, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigurationError(f"reason={input.reason!r} must be a str")
 
 
 class _Words:

@@ -40,7 +40,7 @@ from nitinol.inputs import (
     Tick,
 )
 from nitinol.messages import InputMode, Message, Outcome, Part, RunStatus, Text, ToolAnswer, ToolCall
-from nitinol.state import AgentState, CallState, PendingInput, RunState
+from nitinol.state import AgentState, CallState, PendingInput, RunState, later
 from nitinol.tool_spec import Approval
 from nitinol.usage import NO_USAGE, Usage
 
@@ -385,7 +385,7 @@ class _Decision:
 
     def ask_approval(self, call: CallState, approval: Approval, tool_hash: str) -> None:
         """The call waits for a person, and the run with it."""
-        expires = None if approval.timeout is None else self.now + int(approval.timeout * 1e9)
+        expires = None if approval.timeout is None else later(self.now, approval.timeout)
         self.emit(
             ev.ApprovalRequested, call_id=call.call.call_id, name=call.call.name, arguments=dict(call.call.arguments),
             expires_at=expires, tool_hash=tool_hash,

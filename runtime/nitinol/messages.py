@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from pydantic import BeforeValidator, Discriminator, PlainSerializer, Tag
 
+from nitinol.errors import ConfigurationError
+
 Role = Literal["user", "assistant", "tool"]
 StopReason = Literal["end_turn", "tool_use", "max_tokens", "refusal", "content_filter", "pause", "other"]
 DeltaKind = Literal["text", "thinking", "tool_args"]
@@ -257,6 +259,12 @@ def to_message(prompt: Prompt) -> Message:
     if not any(not isinstance(part, Text) or part.text.strip() for part in parts):
         raise ValueError("the prompt is empty")
     return Message(role="user", parts=tuple(parts))
+
+
+def check_name(what: str, value: object) -> None:
+    """Raise `ConfigurationError` unless a name that a user gives is one that a store can hold."""
+    if not isinstance(value, str) or not value or not value.isprintable():
+        raise ConfigurationError(f"{what}={value!r} must be a str of printable characters, one at least")
 
 
 def _read(path: str | Path, media_type: str | None, default: str) -> dict[str, Any]:

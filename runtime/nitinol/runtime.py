@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -44,11 +45,11 @@ from nitinol.journal.transfer import Export, Log, check_key, export_lines, read_
 from nitinol.machine import (
     GRACE,
 )
-from nitinol.messages import Message, Prompt, ToolCall, fault, to_message
+from nitinol.messages import Message, Prompt, ToolCall, check_name, fault, to_message
 from nitinol.provider import Provider
 from nitinol.repair import view
 from nitinol.result import OutT, RunResult
-from nitinol.state import Activity
+from nitinol.state import Activity, AgentState
 from nitinol.usage import Usage
 
 AgentWord = Activity | Literal["starting", "restarting"]
@@ -230,29 +231,28 @@ class AgentRef(Generic[OutT]):
         )
 
     def messages(self) -> tuple[Message, ...]:
-        """The view: what the model is sent. Waits only until the agent's log has been read, after its start."""
-        self._look("messages")
-        return self._messages()
+        """The view: what the model is sent. Waits only until the agent's log has been read: after its start, or asleep."""
+        return view(self._look("messages").transcript)[0]
 
     async def amessages(self) -> tuple[Message, ...]:
         """As `messages`."""
-        await self._alook()
-        return self._messages()
+        return view((await self._alook()).transcript)[0]
 
     def pending_approvals(self) -> tuple[ToolCall, ...]:
-        """Tool calls of the run in progress that wait for a person. Never waits."""
-        run = self._cell.committed.run
-        return () if run is None else tuple(call.call for call in run.calls if call.stage == "approval")
+        """Tool calls of the run in progress that wait for a person. Waits as `messages` does, but wakes nobody."""
+        return _pending(self._look("pending_approvals", wakes=False))
+
+    async def apending_approvals(self) -> tuple[ToolCall, ...]:
+        """As `pending_approvals`."""
+        return _pending(await self._alook(wakes=False))
 
     def history(self) -> tuple[Message, ...]:
         """The transcript: every message, as the journal has it. Waits as `messages` does."""
-        self._look("history")
-        return self._history()
+        return tuple(self._look("history").transcript)
 
     async def ahistory(self) -> tuple[Message, ...]:
         """As `history`."""
-        await self._alook()
-        return self._history()
+        return tuple((await self._alook()).transcript)
 
     def snapshot(self) -> dict[str, Any]:
         """The agent's log as plain JSON data: its key, its agent's name and its events, from which its state folds.
@@ -267,31 +267,29 @@ class AgentRef(Generic[OutT]):
         await self._alook()
         return self._snapshot()
 
-    def _look(self, name: str) -> None:
-        """Wait until the log has been read. Who is parked or stopped has been read, or never will be."""
-        while self._is_away():
+    def _look(self, name: str, *, wakes: bool = True) -> AgentState:
+        """The state, once the log has been read. Who is parked or stopped has been read, or never will be."""
+        while (state := self._here(wakes)) is None:
             wait(self._system, self._cell, Look(), name, f"await ref.a{name}(…)")
+        return state
 
-    async def _alook(self) -> None:
-        while self._is_away():
+    async def _alook(self, *, wakes: bool = True) -> AgentState:
+        while (state := self._here(wakes)) is None:
             await asyncio.wrap_future(self._cell.submit(Look()))
+        return state
 
-    def _is_away(self) -> bool:
-        """Whether its log has not been read yet, or it sleeps. One that is suspended by its store has been read."""
+    def _here(self, whole: bool) -> AgentState | None:
+        """The state, unless its log has not been read yet, or, if the whole is wanted, it sleeps."""
         cell = self._cell
+        state = cell.committed
+        # One that is suspended by its store has been read.
         unread = cell.epoch == 0 and cell.life == "opening" and self._has_past()
-        return unread or len(cell.committed.transcript) != cell.committed.message_count
+        return None if unread or (whole and len(state.transcript) != state.message_count) else state
 
     def _has_past(self) -> bool:
         """Whether there may be a log from before its first start here: in memory only one that was imported."""
         journal = self._system.journal
         return journal.durable or bool(journal.read(self.key, limit=1))
-
-    def _messages(self) -> tuple[Message, ...]:
-        return view(self._cell.committed.transcript)[0]
-
-    def _history(self) -> tuple[Message, ...]:
-        return tuple(self._cell.committed.transcript)
 
     def _snapshot(self) -> dict[str, Any]:
         events = self._system.journal.read(self.key)
@@ -371,6 +369,8 @@ class AgentRef(Generic[OutT]):
             if wrong := fault(given):
                 raise TypeError(f"messages= is not sound: {wrong}")
         message = None if prompt is None else to_message(prompt)
+        if run_id is not None:
+            check_name("run_id", run_id)
         new_id = run_id if run_id is not None else self._system.env.new_id()
         if run_id is not None:
             found = self._system.journal.find_run(run_id)
@@ -462,7 +462,7 @@ class Runtime:
         for name, value in (("drain", drain), ("shutdown", shutdown)):
             if not isinstance(value, (int, float)) or not value >= 0:  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise ConfigurationError(f"{name}={value!r} must be seconds, zero or more")
-        if idle is not None and (not isinstance(idle, (int, float)) or not idle > 0):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if idle is not None and (not isinstance(idle, (int, float)) or not 0 < idle < math.inf):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigurationError(f"idle={idle!r} must be seconds, more than zero, or None: agents never sleep")
         self._drain, self._shutdown = drain, shutdown
         self._definitions: dict[str, Agent[Any]] = {}
@@ -504,8 +504,8 @@ class Runtime:
             RuntimeStopped: The runtime has stopped.
         """
         definition = self._definition(agent)
-        if key is not None and not key:
-            raise ConfigurationError("key='' names no agent; leave it out for a fresh one")
+        if key is not None:
+            check_name("key", key)
         self._system.check_models(definition)
         cell = self._system.cell(
             definition, key if key is not None else f"{definition.name}/{self._system.env.new_id()}"
@@ -773,6 +773,11 @@ class Runtime:
             names = ", ".join(sorted(self._definitions)) or "none"
             raise ConfigurationError(f"no definition {agent!r} was given as agents=; known: {names}")
         return known
+
+
+def _pending(state: AgentState) -> tuple[ToolCall, ...]:
+    run = state.run
+    return () if run is None else tuple(call.call for call in run.calls if call.stage == "approval")
 
 
 def _result_of_first(systems: Sequence[System], key: str, run_id: str) -> RunResult[Any]:

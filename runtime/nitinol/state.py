@@ -176,7 +176,7 @@ class RunState:
         """When the deadline strikes, in nanoseconds since 1970; `None` while paused or without one."""
         if self.deadline is None or self.paused_at is not None:
             return None
-        return self.started_at + int(self.deadline * 1e9) + self.paused
+        return later(self.started_at, self.deadline) + self.paused
 
 
 @dataclass(slots=True)
@@ -275,6 +275,15 @@ class AgentState:
             change(self, event)
         self.last_event_at = event.ts
         return self
+
+
+FAR = 6e9
+"""Seconds, about 190 years: what is due later than that is due then, so that nanoseconds fit into 64 bits."""
+
+
+def later(at: int, seconds: float) -> int:
+    """So many seconds after a moment, both in nanoseconds since 1970; `inf` is far away."""
+    return at + int(min(seconds, FAR) * 1e9)
 
 
 class BrokenLog(NitinolError):

@@ -415,11 +415,22 @@ class Cell:
         self._write(crashed, supervise)
 
     def _park(self, restarts: int, reason: str) -> None:
+        if self.life == "stopped":  # meanwhile; its key may have another life by now
+            return
         self.life = "parked"
         parked = AgentParked(f"agent {self.key!r} is parked: {reason}; ref.resume() tries again")
-        for request in list(self.requests or ()):
-            self.settled(request, parked)
-        self._write(Park(restarts=restarts, reason=reason), self._wake_waiters)
+        waiting, self.requests = self.requests or (), None
+        taken = [request for request in waiting if isinstance(request.input, (Stop, Cancel))]  # by a parked agent too
+        for request in waiting:
+            if request not in taken:
+                request.answer(parked)
+
+        def then() -> None:
+            self._wake_waiters()
+            for request in taken:
+                self.accept(request)
+
+        self._write(Park(restarts=restarts, reason=reason), then)
 
     def stopped(self) -> None:
         """The agent was stopped on purpose, and its last hook has run."""
@@ -449,7 +460,7 @@ class Cell:
         journal = self.services.journal
 
         def opened(opening: Opening | Exception) -> None:
-            if isinstance(opening, StorageFailed):
+            if isinstance(opening, StorageFailed) or self.life == "stopped":
                 again()
                 return
             try:
@@ -479,10 +490,16 @@ class Cell:
             done(events)
 
         def again() -> None:
-            if self.life == "stopped":
+            if self.life == "stopped":  # perhaps forgotten: what it would write now is not of its key's next life
                 done(AgentStopped(f"agent {self.key!r} was stopped"))
             else:
-                self.services.core.call_later(STORE_RETRY, journal.open, self.key, opened)
+                self.services.core.call_later(STORE_RETRY, open_again)
+
+        def open_again() -> None:
+            if self.life == "stopped":
+                again()
+            else:
+                journal.open(self.key, opened)
 
         def done(outcome: Events | BaseException) -> None:
             self.writes -= 1

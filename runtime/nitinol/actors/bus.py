@@ -35,10 +35,11 @@ KEYS = 10_000
 class OpenAttempt:
     """An attempt in progress: makes its deltas, and keeps what it has shown for those who join late."""
 
-    __slots__ = ("last", "make", "pieces", "run_id")
+    __slots__ = ("key", "last", "make", "pieces", "run_id")
 
     def __init__(self, started: ev.ModelStarted) -> None:
         self.run_id = started.run_id or ""
+        self.key = started.key
         self.make = ev.delta_maker(started)
         self.pieces: list[str] = []
         self.last: tuple[int, int, int] = (started.ts, started.seq, started.position)
@@ -163,6 +164,9 @@ class EventBus:
                 self._attempts.pop(event.run_id or "", None)
                 if event.run_id is not None and event.run_id in self._finished:
                     finished.append(event.run_id)
+            case "agent.stopped" | "agent.crashed":
+                for run_id in [id for id, attempt in self._attempts.items() if attempt.key == event.key]:
+                    del self._attempts[run_id]
             case _:
                 pass
 

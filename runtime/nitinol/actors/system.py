@@ -47,6 +47,8 @@ SWEEPS = 4
 """Looks at who is idle, within the time after which an agent sleeps."""
 AT_ONCE = 100
 """Agents that are seen to before the loop looks at others."""
+BUSY = 0.01
+"""Seconds between two sweeps at least."""
 MANY = 500
 """Agents that fell asleep, whose memory is worth giving back."""
 ALARM = 60.0
@@ -257,7 +259,7 @@ class System:
 
     def _sweep(self, idle: float) -> None:
         self.let_sleep(idle)
-        self.core.call_later(idle / SWEEPS, self._sweep, idle)
+        self.core.call_later(max(idle / SWEEPS, BUSY), self._sweep, idle)
 
     def let_sleep(self, idle: float) -> None:
         """Let those sleep that had nothing to do for `idle` seconds; of thousands, a few at a time."""

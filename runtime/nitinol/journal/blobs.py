@@ -19,8 +19,9 @@ def part(body: bytes) -> tuple[bytes, dict[str, bytes]]:
     large: dict[str, bytes] = {}
 
     def replace(text: str) -> str:
-        data = text.encode() if len(text) * 4 > LARGE else b""
-        if len(data) <= LARGE:
+        marked = text.startswith(_MARK)  # as only a mark may be
+        data = text.encode() if marked or len(text) * 4 > LARGE else b""
+        if len(data) <= LARGE and not marked:
             return text
         name = hashlib.sha256(data).hexdigest()
         large[name] = data

@@ -53,12 +53,24 @@ def own(path: Path) -> Callable[[], None]:
         time.sleep(0.001)
     os.ftruncate(handle, 0)
     os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+    _held.add(handle)
     return partial(_let_go, handle)
 
 
 def _let_go(handle: int) -> None:
+    _held.discard(handle)
     os.ftruncate(handle, 0)  # its name first: who comes next must not be told of one who has left
     os.close(handle)
+
+
+def _let_go_in_child() -> None:
+    """A fork shares its parent's locks, and would hold them when the parent is dead."""
+    while _held:
+        os.close(_held.pop())
+
+
+_held: set[int] = set()
+os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 def _lives(pid: int) -> bool:

@@ -190,6 +190,8 @@ class SqliteJournal(StoreReader):
             connection.execute("COMMIT")
             if reach is not None:
                 reach("after commit")
+            if any(isinstance(item, _Forget) for item in batch):
+                self._empty_wal(connection)
         except Exception as error:
             get_logger().error("the journal cannot write", path=str(self.path), error=repr(error))
             # Nothing of the batch is committed, nor is anything that these say. What failed is not used again.
@@ -294,13 +296,24 @@ class SqliteJournal(StoreReader):
     def _forget(self, connection: sqlite3.Connection, key: str) -> None:
         row = self._rows.get(connection, key)
         kept = "key = ? AND type <> 'usage.updated'"
-        connection.execute(f"DELETE FROM blob_uses WHERE position IN (SELECT position FROM events WHERE {kept})", (key,))
-        connection.execute("DELETE FROM blobs WHERE hash NOT IN (SELECT hash FROM blob_uses)")
+        uses = f"blob_uses WHERE position IN (SELECT position FROM events WHERE {kept})"
+        used = connection.execute(f"SELECT DISTINCT hash FROM {uses}", (key,)).fetchall()
+        connection.execute(f"DELETE FROM {uses}", (key,))
+        unused = "DELETE FROM blobs WHERE hash = ?1 AND NOT EXISTS (SELECT 1 FROM blob_uses WHERE hash = ?1)"
+        for name in used:
+            connection.execute(unused, name)
         connection.execute(f"DELETE FROM events WHERE {kept}", (key,))
         connection.execute("DELETE FROM runs WHERE key = ?", (key,))
         connection.execute("DELETE FROM snapshots WHERE key = ?", (key,))
         # The epoch rises: nothing that an old incarnation still writes comes after it.
         self._rows.put(key, replace(row, epoch=row.epoch + 1, base_seq=row.seq, head=None, kept=0, kept_size=0))
+
+    def _empty_wal(self, connection: sqlite3.Connection) -> None:
+        """What was forgotten leaves the WAL too, unless a reader needs it just now: then with a later checkpoint."""
+        with suppress(sqlite3.Error):
+            connection.execute("PRAGMA busy_timeout = 100")
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            connection.execute("PRAGMA busy_timeout = 5000")
 
     def _connect(self) -> sqlite3.Connection:
         connection = self._writer = self._disk.connect(self.path)
