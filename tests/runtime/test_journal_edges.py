@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,7 @@ class Shows(ScriptedProvider):
     def __init__(self) -> None:
         super().__init__([])
 
-    async def stream(self, request: ModelRequest, http: Http) -> Any:
+    async def stream(self, request: ModelRequest, http: Http) -> AsyncIterator[Any]:
         yield Delta("text", "half a word")
         await asyncio.Event().wait()
 
