@@ -260,3 +260,32 @@ def test_a_store_of_the_first_schema_is_brought_up_to_date(path: Path) -> None:
         assert rt.handle(handle.run_id).result(SOON).text == "done"
         assert len(rt.get("done").history()) == 2
         assert_valid(rt.get("waits"))
+
+
+@pytest.mark.parametrize("seconds", [0, -5, math.nan, "soon"])
+def test_the_time_of_an_approval_is_seconds(seconds: Any) -> None:
+    """Or None: for ever."""
+    with pytest.raises(ConfigurationError, match="must be more than 0 seconds"):
+        Approval(timeout=seconds)
+
+
+def test_one_key_is_one_agent_whoever_forgets_and_starts_it(path: Path) -> None:
+    """A start that races with a forgetting begins with the live cell, or with another: never with one that is gone."""
+    with Runtime(path, drain=0.0) as rt:
+        done, seen = threading.Event(), set[Any]()
+
+        def start() -> None:
+            while not done.is_set():
+                seen.add(rt.start(SCOUT, key="k")._cell)  # pyright: ignore[reportPrivateUsage]
+
+        starting = threading.Thread(target=start)
+        starting.start()
+        try:
+            for _ in range(200):
+                rt._system.forget("k").result(SOON)  # pyright: ignore[reportPrivateUsage]
+        finally:
+            done.set()
+            starting.join(SOON)
+        live = rt._system.cells["k"]  # pyright: ignore[reportPrivateUsage]
+        assert {cell.life for cell in seen if cell is not live} <= {"stopped"}
+        assert rt.start(SCOUT, key="k").ask("hi", timeout=SOON).text == "hi"

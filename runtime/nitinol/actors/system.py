@@ -37,7 +37,7 @@ from nitinol.inputs import (
 )
 from nitinol.journal.base import Journal, taken
 from nitinol.logs import get_logger
-from nitinol.machine import GRACE, next_due
+from nitinol.machine import GRACE, next_due, only_waits
 from nitinol.state import Activity, AgentState
 
 T = TypeVar("T")
@@ -358,7 +358,9 @@ class System:
                 (
                     cell.committed.run
                     for cell in self.cells.values()
-                    if cell.committed.run is not None and cell.life in ("up", "opening", "backoff")
+                    if cell.committed.run is not None
+                    and cell.life in ("up", "opening", "backoff")
+                    and not (self.journal.durable and only_waits(cell.committed))  # for people, who may take days
                 ),
                 None,
             )
@@ -378,9 +380,11 @@ class System:
         if after_run is not None and cell is not None and cell.committed.run is not None:
             self.bus.when_finished(after_run, partial(self.core.call, self._forget, forgotten, key))
             return
-        cell = self.cells.pop(key, None)
+        with self._lock:  # whoever starts the key meanwhile begins with another cell, or has begun with this one, and is told
+            cell = self.cells.pop(key, None)
+            if cell is not None:
+                cell.stopped()
         if cell is not None:
-            cell.stopped()
             self.supervisor.post(Gone(key))
         self.journal.forget(key, partial(_resolve, forgotten))
 

@@ -88,8 +88,9 @@ def renamed(log: Log, key: str, run_ids: Mapping[str, str]) -> Log:
         for name in ("run_id", "parent_run_id", "root_run_id"):
             changes[name] = run_ids.get(getattr(event, name), getattr(event, name))
         if isinstance(event, ev.ToolRequested):
-            run_id, slash, rest = event.idempotency_key.partition("/")
-            changes["idempotency_key"] = f"{run_ids.get(run_id, run_id)}{slash}{rest}"
+            rest = event.idempotency_key.removeprefix(f"{event.run_id}/")
+            if rest != event.idempotency_key:
+                changes["idempotency_key"] = f"{changes['run_id']}/{rest}"
         return replace(event, **changes)
 
     log_there = [rename(event) for event in log.events]
