@@ -239,12 +239,16 @@ class AgentRef(Generic[OutT]):
         return view((await self._alook()).transcript)[0]
 
     def pending_approvals(self) -> tuple[ToolCall, ...]:
-        """Tool calls of the run in progress that wait for a person. Waits as `messages` does, but wakes nobody."""
-        return _pending(self._look("pending_approvals", wakes=False))
+        """Tool calls of the run in progress that wait for a person. Never waits; wakes nobody.
 
-    async def apending_approvals(self) -> tuple[ToolCall, ...]:
-        """As `pending_approvals`."""
-        return _pending(await self._alook(wakes=False))
+        Right after its start, an agent of a store has not read its log yet: then this call reads it.
+        """
+        state = self._cell.committed
+        if self._is_unread() and (log := self._system.journal.read(self.key)):
+            with suppress(NitinolError):  # a log that cannot be folded parks its agent, which tells why
+                state = AgentState(self.key, log[-1].agent, seq=log[0].seq - 1).fold(log)
+        run = state.run
+        return () if run is None else tuple(call.call for call in run.calls if call.stage == "approval")
 
     def history(self) -> tuple[Message, ...]:
         """The transcript: every message, as the journal has it. Waits as `messages` does."""
@@ -267,24 +271,25 @@ class AgentRef(Generic[OutT]):
         await self._alook()
         return self._snapshot()
 
-    def _look(self, name: str, *, wakes: bool = True) -> AgentState:
+    def _look(self, name: str) -> AgentState:
         """The state, once the log has been read. Who is parked or stopped has been read, or never will be."""
-        while (state := self._here(wakes)) is None:
+        while (state := self._here()) is None:
             wait(self._system, self._cell, Look(), name, f"await ref.a{name}(…)")
         return state
 
-    async def _alook(self, *, wakes: bool = True) -> AgentState:
-        while (state := self._here(wakes)) is None:
+    async def _alook(self) -> AgentState:
+        while (state := self._here()) is None:
             await asyncio.wrap_future(self._cell.submit(Look()))
         return state
 
-    def _here(self, whole: bool) -> AgentState | None:
-        """The state, unless its log has not been read yet, or, if the whole is wanted, it sleeps."""
-        cell = self._cell
-        state = cell.committed
-        # One that is suspended by its store has been read.
-        unread = cell.epoch == 0 and cell.life == "opening" and self._has_past()
-        return None if unread or (whole and len(state.transcript) != state.message_count) else state
+    def _here(self) -> AgentState | None:
+        """The state, unless its log has not been read yet, or it sleeps."""
+        state = self._cell.committed
+        return None if self._is_unread() or len(state.transcript) != state.message_count else state
+
+    def _is_unread(self) -> bool:
+        """Whether its log has not been read yet. One that is suspended by its store has been."""
+        return self._cell.epoch == 0 and self._cell.life == "opening" and self._has_past()
 
     def _has_past(self) -> bool:
         """Whether there may be a log from before its first start here: in memory only one that was imported."""
@@ -773,11 +778,6 @@ class Runtime:
             names = ", ".join(sorted(self._definitions)) or "none"
             raise ConfigurationError(f"no definition {agent!r} was given as agents=; known: {names}")
         return known
-
-
-def _pending(state: AgentState) -> tuple[ToolCall, ...]:
-    run = state.run
-    return () if run is None else tuple(call.call for call in run.calls if call.stage == "approval")
 
 
 def _result_of_first(systems: Sequence[System], key: str, run_id: str) -> RunResult[Any]:
