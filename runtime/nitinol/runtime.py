@@ -244,9 +244,10 @@ class AgentRef(Generic[OutT]):
         Right after its start, an agent of a store has not read its log yet: then this call reads it.
         """
         state = self._cell.committed
-        if self._is_unread() and (log := self._system.journal.read(self.key)):
-            with suppress(NitinolError):  # a log that cannot be folded parks its agent, which tells why
-                state = AgentState(self.key, log[-1].agent, seq=log[0].seq - 1).fold(log)
+        if self._is_unread():
+            with suppress(NitinolError):  # a log that cannot be read suspends or parks its agent, which tells why
+                log = self._system.journal.read(self.key)
+                state = AgentState(self.key, log[-1].agent, seq=log[0].seq - 1).fold(log) if log else state
         run = state.run
         return () if run is None else tuple(call.call for call in run.calls if call.stage == "approval")
 

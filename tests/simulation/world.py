@@ -575,8 +575,8 @@ class Life:
                         await ref.aresume()
                     run = ref.current
                     for call in ref.pending_approvals():
-                        assert run is not None
-                        await run.aapprove(call.call_id)
+                        if run is not None:  # else its log has not been read yet
+                            await run.aapprove(call.call_id)
             if not any(head.open_runs for head in heads) and heads == runtime._system.journal.heads():  # pyright: ignore[reportPrivateUsage]
                 return
             await asyncio.sleep(5.0)
