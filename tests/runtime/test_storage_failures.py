@@ -30,7 +30,7 @@ from nitinol.journal.sqlite import SqliteJournal
 from nitinol.messages import Text
 from nitinol.result import RunResult
 from nitinol.state import AgentState, BrokenLog
-from nitinol.testing import Answer, ScriptedProvider, call
+from nitinol.testing import Answer, ScriptedProvider, call, gate
 
 
 @pytest.fixture
@@ -290,3 +290,28 @@ def test_a_broken_page_costs_its_agent_and_no_other(path: Path) -> None:
     with Runtime(path, agents=[scout()], drain=0.0) as rt:
         assert len(rt.get("broken").history()) == 40
         assert rt.get("broken").ask("hi", timeout=SOON).text == "hi"
+
+
+def test_an_input_whose_commit_was_told_as_failed_is_delivered_once(path: Path) -> None:
+    """The disk took it, and said that it did not: it is not accepted a second time. rule 2"""
+    disk, held = FailingDisk(), gate("late")
+
+    def fail(connection: Any, sql: str) -> None:
+        if sql == "COMMIT":
+            disk.fault = None
+            connection.execute("COMMIT")
+            raise sqlite3.OperationalError("disk I/O error")
+
+    def script(request: ModelRequest) -> Answer:
+        return held if request.turn == 1 else "done"
+
+    with disk.runtime(path) as rt:
+        ref = rt.start(Agent(name="scout", model=ScriptedProvider(script)), key="k")
+        handle = ref.send("go")
+        assert held.reached()
+        disk.fault = fail
+        handle.follow_up("only once")
+        held.release()
+        handle.result(SOON)
+        assert [message.text for message in ref.history() if message.role == "user"] == ["go", "only once"]
+        assert_valid(ref)

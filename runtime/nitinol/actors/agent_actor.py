@@ -40,6 +40,7 @@ from nitinol.errors import (
 )
 from nitinol.hooks import Halt
 from nitinol.inputs import (
+    Add,
     Answered,
     Cancel,
     Configure,
@@ -613,11 +614,15 @@ class AgentActor(LoopActor):
             self.post(Cancel(run_id=request.input.run_id, by="agent_start", status="halted", reason=self.refusal))
 
     def _is_known(self, request: Request) -> bool:
-        """Whether it is a run that was accepted before, by this incarnation or the one that died over it.
+        """Whether it is a run, or a steer or follow-up, that was accepted before: also by a commit that was told as failed.
 
         Raises:
             ConfigurationError: It is another agent's.
         """
+        if isinstance(request.input, Add) and request.tries > 1:
+            input_id = request.input.input_id
+            log = self.services.journal.read(self.cell.key)
+            return any(isinstance(event, ev.InputQueued) and event.input_id == input_id for event in log)
         if not isinstance(request.input, Send) or (request.input.is_new and request.tries == 1):
             return False
         run_id = request.input.run_id
