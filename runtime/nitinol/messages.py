@@ -263,8 +263,8 @@ def to_message(prompt: Prompt) -> Message:
 
 def check_name(what: str, value: object) -> None:
     """Raise `ConfigurationError` unless a name that a user gives is one that a store can hold."""
-    if not isinstance(value, str) or not value or not value.isprintable():
-        raise ConfigurationError(f"{what}={value!r} must be a str of printable characters, one at least")
+    if not isinstance(value, str) or not value.encode("utf-8", "ignore") or value != value.encode("utf-8", "ignore").decode():
+        raise ConfigurationError(f"{what}={value!r} must be a str of Unicode characters, one at least")
 
 
 def _read(path: str | Path, media_type: str | None, default: str) -> dict[str, Any]:

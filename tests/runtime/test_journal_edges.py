@@ -40,14 +40,14 @@ def hi(request: ModelRequest) -> Answer:
 SCOUT = Agent(name="scout", model=ScriptedProvider(hi))
 
 
-@pytest.mark.parametrize("name", ["", 5, b"x", 1.5, ("a",), "a\ud800", "a\x00b", "two\nlines"])
+@pytest.mark.parametrize("name", ["", 5, b"x", 1.5, ("a",), "a\ud800", "\ud800"])
 def test_names_that_no_store_holds_are_refused(path: Path, name: Any) -> None:
     """Before anything is written: a log would hold them for ever, and could not be read again."""
     with Runtime(path, drain=0.0) as rt:
         ref = rt.start(SCOUT, key="k")
-        with pytest.raises(ConfigurationError, match=r"run_id=.* must be a str of printable characters"):
+        with pytest.raises(ConfigurationError, match=r"run_id=.* must be a str of Unicode characters"):
             ref.send("hi", run_id=name)
-        with pytest.raises(ConfigurationError, match=r"key=.* must be a str of printable characters"):
+        with pytest.raises(ConfigurationError, match=r"key=.* must be a str of Unicode characters"):
             rt.start(SCOUT, key=name)
         handle = ref.send("hi")
         handle.result(SOON)
