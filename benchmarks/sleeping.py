@@ -8,7 +8,6 @@ a thread of its own: the last row asks once more. Python's allocator keeps a pag
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
 import json
 import sys
@@ -24,6 +23,7 @@ from quiet_model import QuietModel
 
 def inner(count: int) -> None:
     from nitinol import Agent, Runtime
+    from nitinol.env import Env
 
     agent = Agent(name="bench", model=QuietModel())
     rows: list[tuple[str, float, float, float, float]] = []
@@ -60,23 +60,14 @@ def inner(count: int) -> None:
             lap("all are woken, and answer")
             let_sleep(rt)
             lap("all asleep again")
-            if trim():
-                lap("and glibc has trimmed")
+            Env().give_back_memory()
+            lap("and asked once more")
     print(json.dumps({"rows": rows}))
 
 
 async def ask(refs: list[Any]) -> None:
     for at in range(0, len(refs), 1000):
         await asyncio.gather(*(ref.asend("a question of some words") for ref in refs[at : at + 1000]))
-
-
-def trim() -> bool:
-    """Ask the C library to give back what is free; whether it has such a thing."""
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError):
-        return False
-    return True
 
 
 def let_sleep(rt: Any) -> None:

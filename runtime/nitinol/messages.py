@@ -261,9 +261,18 @@ def to_message(prompt: Prompt) -> Message:
     return Message(role="user", parts=tuple(parts))
 
 
+def is_unicode(*texts: str) -> bool:
+    """Whether UTF-8 can hold them: there is no lone surrogate in them."""
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def check_name(what: str, value: object) -> None:
     """Raise `ConfigurationError` unless a name that a user gives is one that a store can hold."""
-    if not isinstance(value, str) or not value.encode("utf-8", "ignore") or value != value.encode("utf-8", "ignore").decode():
+    if not isinstance(value, str) or not value or not is_unicode(value):
         raise ConfigurationError(f"{what}={value!r} must be a str of Unicode characters, one at least")
 
 

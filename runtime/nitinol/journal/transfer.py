@@ -14,6 +14,7 @@ from typing import Any, cast
 from nitinol import events as ev
 from nitinol.errors import BadExport, ConfigurationError, NitinolError
 from nitinol.journal.base import verify
+from nitinol.messages import is_unicode
 from nitinol.state import AgentState
 
 FORMAT = "nitinol.agent"
@@ -99,7 +100,7 @@ def renamed(log: Log, key: str, run_ids: Mapping[str, str]) -> Log:
 
 def check_key(key: str) -> None:
     """Raise `ConfigurationError` if it cannot be a key."""
-    if not key or not _is_unicode(key):
+    if not key or not is_unicode(key):
         raise ConfigurationError(f"key={key!r} names no agent; leave it out for the one of the export")
 
 
@@ -176,7 +177,7 @@ def _event(data: object, at: str) -> ev.EventBase:
         names = [str(getattr(event, name, "")) for name in _NAMES]
     except Exception as error:  # pydantic's, or of a time: whatever is wrong with the data
         raise BadExport(f"{at} is damaged: {' '.join(str(error).split())[:300]}") from error
-    if not _is_unicode(*names):
+    if not is_unicode(*names):
         raise BadExport(f"{at} is damaged: a name in it is no Unicode")
     return event
 
@@ -185,16 +186,8 @@ _NAMES = (*ev.ENVELOPE, "provider", "model")
 """Fields that a store has in columns of their own."""
 
 
-def _is_unicode(*texts: str) -> bool:
-    try:
-        "".join(texts).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _line(data: Mapping[str, Any]) -> str:
     line = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     # Escaped where it would not survive an encoding, or be two lines for some.
-    plain = _is_unicode(line) and len(line.splitlines()) == 1
+    plain = is_unicode(line) and len(line.splitlines()) == 1
     return line if plain else json.dumps(data, separators=(",", ":"))
