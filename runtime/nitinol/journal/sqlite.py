@@ -299,7 +299,7 @@ class SqliteJournal(StoreReader):
         uses = f"blob_uses WHERE position IN (SELECT position FROM events WHERE {kept})"
         used = connection.execute(f"SELECT DISTINCT hash FROM {uses}", (key,)).fetchall()
         connection.execute(f"DELETE FROM {uses}", (key,))
-        unused = "DELETE FROM blobs WHERE hash = ?1 AND NOT EXISTS (SELECT 1 FROM blob_uses WHERE hash = ?1)"
+        unused = "DELETE FROM blobs WHERE hash = ? AND NOT EXISTS (SELECT 1 FROM blob_uses WHERE blob_uses.hash = blobs.hash)"
         for name in used:
             connection.execute(unused, name)
         connection.execute(f"DELETE FROM events WHERE {kept}", (key,))
