@@ -4,8 +4,11 @@ from nitinol import Agent, Runtime, run, tool
 """
 
 from nitinol import errors, events
+from nitinol.actors.actor import Down, LoopActor, ThreadActor
+from nitinol.actors.child_spec import ChildSpec, SupervisorSpec
 from nitinol.agent import Agent, AgentOptions
 from nitinol.budget import Budget
+from nitinol.child_ref import ChildRef, SupervisorRef
 from nitinol.errors import ToolError
 from nitinol.handle import RunHandle
 from nitinol.hooks import Block, Halt, HookContext, Hooks
@@ -29,13 +32,17 @@ __all__ = [
     "Audio",
     "Block",
     "Budget",
+    "ChildRef",
+    "ChildSpec",
     "Delta",
     "Document",
+    "Down",
     "Halt",
     "HookContext",
     "Hooks",
     "Http",
     "Image",
+    "LoopActor",
     "Message",
     "ModelInfo",
     "ModelRequest",
@@ -46,7 +53,10 @@ __all__ = [
     "RunHandle",
     "RunResult",
     "Runtime",
+    "SupervisorRef",
+    "SupervisorSpec",
     "Text",
+    "ThreadActor",
     "Tool",
     "ToolCall",
     "ToolCallRecord",

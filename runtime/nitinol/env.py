@@ -199,6 +199,10 @@ class Env:
         """Start an actor that runs what blocks: on a thread of its own. Its reference takes `tell` and `stop`."""
         return actor_class.start(*args)
 
+    def start_thread(self, name: str, function: Callable[[], object]) -> None:
+        """Run a function that may block, and never raises, on a daemon thread of its own."""
+        threading.Thread(target=function, name=f"nitinol-{name}", daemon=True).start()
+
     def give_back_memory(self) -> None:
         """Let the operating system have what is free: glibc keeps it otherwise. From any thread; may take a while."""
         try:

@@ -6,12 +6,16 @@
         MissingKey              the provider's API key is not set
       AgentError                about one live agent
         AgentBusy               it runs, and `busy="reject"` or the queue is full
+          InboxFull             as many messages wait for an actor as may
         AgentDown               the actor died before it handled this message
         AgentParked             the supervisor gave up restarting it; `ref.resume()`
         AgentStopped            it was stopped; `rt.start` starts it again
         KeyTaken                the key lives under another agent's name
       NotFound (LookupError)    no agent or run of this name
       AlreadyResolved           a run that has ended, or an approval that was decided
+      ActorError                about an actor that rt.supervise started
+        StartFailed             it did not come up: its start raised, or took too long
+        SupervisorFailed        a supervisor has had enough of its children
       BadExport                 what was to be imported is no sound export of an agent; nothing was changed
       RunFailed                 `.result` says how; from `output` and `raise_for_status`
       RuntimeStopped            the runtime was stopped
@@ -62,6 +66,10 @@ class AgentBusy(AgentError):
     """A run is open and `busy="reject"`, the queue is full, or the call needs an idle agent."""
 
 
+class InboxFull(AgentBusy):
+    """As many messages wait for an actor as may; this one was not accepted."""
+
+
 class AgentDown(AgentError):
     """The actor died before it handled this message; it was not accepted."""
 
@@ -84,6 +92,18 @@ class NotFound(NitinolError, LookupError):
 
 class AlreadyResolved(NitinolError):
     """The run has ended, or the approval was decided: the first committed resolution won."""
+
+
+class ActorError(NitinolError):
+    """Something about an actor under a supervisor of yours."""
+
+
+class StartFailed(ActorError):
+    """A child did not come up: its start raised, or took too long."""
+
+
+class SupervisorFailed(ActorError):
+    """A supervisor has had enough of its children: too many crashes, or one too often."""
 
 
 class BadExport(NitinolError, ValueError):

@@ -6,19 +6,25 @@ import asyncio
 import atexit
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Any, Generic, Literal, Self
+from typing import Any, Generic, Literal, Self, overload
 
 from nitinol import events as ev
 from nitinol import provider as providers
+from nitinol.actors.actor import Down
 from nitinol.actors.agent_actor import Cell, Life
 from nitinol.actors.bus import Overflow, Subscription, matching_types
+from nitinol.actors.child_spec import ChildSpec, SupervisorSpec
+from nitinol.actors.children import SupervisorChild
+from nitinol.actors.supervisor import Child
 from nitinol.actors.system import System
 from nitinol.agent import Agent, model_name
+from nitinol.child_ref import ChildRef, SupervisorRef, add, ref_to
 from nitinol.env import Env
 from nitinol.errors import (
     AgentStopped,
@@ -84,7 +90,15 @@ class TreeNode:
     id: str
     kind: Literal["supervisor", "worker"]
     state: str
+    """Of an agent, as in its status; of any other, `running`, or where it is between two lives."""
     children: tuple[TreeNode, ...] = ()
+    """In order of their start."""
+    restarts: int = 0
+    """Incarnations after the first: of an agent, of its whole life; of any other, since the runtime started."""
+    last_reason: str | None = None
+    """Why the last incarnation ended, if one did."""
+    inbox_depth: int = 0
+    """Messages, and requests of users, that wait for it."""
 
 
 class AgentRef(Generic[OutT]):
@@ -206,6 +220,16 @@ class AgentRef(Generic[OutT]):
         return None if run is None else self._handle(run.run_id)
 
     # -- looking
+
+    def watch(self) -> Future[Down]:
+        """Learn that the agent's incarnation which lives now goes down: once, and at once if none lives. Never waits.
+
+        Returns:
+            A future that holds the `Down`; it is set on a loop of the runtime's, which a callback must not block.
+        """
+        told: Future[Down] = Future()
+        self._cell.watch(told.set_result)
+        return told
 
     def status(self) -> AgentStatus:
         """What it does now, as committed. Never waits, whatever the agent does."""
@@ -699,22 +723,80 @@ class Runtime:
         """Publish an ephemeral event of your own, as `custom`. From any thread; never waits."""
         self._system.announce(ev.Custom(ts=self._system.env.now(), name=name, payload=dict(payload or {})))
 
+    # -- actors of your own
+
+    @overload
+    def supervise(self, spec: ChildSpec) -> ChildRef: ...
+
+    @overload
+    def supervise(self, spec: SupervisorSpec) -> SupervisorRef: ...
+
+    def supervise(self, spec: ChildSpec | SupervisorSpec) -> ChildRef | SupervisorRef:
+        """Start an actor of your own, or a supervisor with actors, and restart it when it crashes; returns once it is up.
+
+        They are stopped before the agents when the runtime stops, in reverse order.
+
+        Args:
+            spec: What to start, and how; its `id` is unique in the runtime.
+
+        Raises:
+            StartFailed: It did not come up. Then it is as if it had never been asked for.
+            ConfigurationError: Another child has this id; or it is a plain Pykka actor, which cannot be supervised.
+            RuntimeStopped: The runtime has stopped.
+        """
+        added, child = self._to_supervise(spec)
+        self._wait_for(added, "supervise")
+        return ref_to(self._system.users, child, self._wait_for)
+
+    @overload
+    async def asupervise(self, spec: ChildSpec) -> ChildRef: ...
+
+    @overload
+    async def asupervise(self, spec: SupervisorSpec) -> SupervisorRef: ...
+
+    async def asupervise(self, spec: ChildSpec | SupervisorSpec) -> ChildRef | SupervisorRef:
+        """As `supervise`."""
+        added, child = self._to_supervise(spec)
+        await asyncio.wrap_future(added)
+        return ref_to(self._system.users, child, self._wait_for)
+
+    def child(self, id: str) -> ChildRef | SupervisorRef:
+        """What `supervise` has started under this id. Never waits.
+
+        Raises:
+            NotFound: There is none.
+        """
+        self._system.check()
+        users: ChildRef | SupervisorRef = SupervisorRef(self._system.users, self._system.users, self._wait_for).child(
+            id
+        )
+        return users
+
+    def _to_supervise(self, spec: ChildSpec | SupervisorSpec) -> tuple[Future[None], Child]:
+        self._system.check()
+        return add(self._system.users, spec)
+
+    def _wait_for(self, future: Future[Any], name: str) -> Any:
+        with Waiting(self._system, name, f"await ….a{name}(…)"):
+            return future.result()
+
     # -- the tree
 
     def tree(self) -> TreeNode:
-        """The supervision tree. Never waits."""
+        """The supervision tree, as it is now. Never waits."""
         system = self._system
-        agents = tuple(
-            TreeNode(id=key, kind="worker", state=_WORDS.get(life, activity))
-            for key, life, activity in system.outline()
-        )
-        parts = (
-            *(TreeNode(id=id, kind=kind, state=state) for id, kind, state in system.parts()),
-            TreeNode(id="agents", kind="supervisor", state="running", children=agents),
-        )
         failure = system.failure
         state = "running" if failure is None else "down" if isinstance(failure, RuntimeDown) else "stopped"
-        return TreeNode(id="runtime", kind="supervisor", state=state, children=parts)
+        parts = [TreeNode(id=id, kind=kind, state=state) for id, kind, state in system.parts()]
+        agents = TreeNode(
+            id="agents",
+            kind="supervisor",
+            state=_word_of(system.agents),
+            restarts=max(system.agents.number - 1, 0),
+            last_reason=system.agents.reason,
+            children=tuple(_agent_node(cell) for _, cell in sorted(system.everyone().items())),
+        )
+        return TreeNode(id="runtime", kind="supervisor", state=state, children=(*parts, agents, _node_of(system.users)))
 
     # -- the end
 
@@ -785,6 +867,36 @@ def _result_of_first(systems: Sequence[System], key: str, run_id: str) -> RunRes
     system = systems[0]  # which is made with this function
     cell = system.cells.get(key)
     return result_of(system, key, run_id, None if cell is None else cell.definition.output)
+
+
+def _agent_node(cell: Cell) -> TreeNode:
+    state = cell.committed
+    return TreeNode(
+        id=cell.key,
+        kind="worker",
+        state=_WORDS.get(cell.life, state.activity),
+        restarts=max(state.incarnation - 1, 0),
+        last_reason=state.parked_because or (None if cell.last is None else cell.last.why),
+        inbox_depth=cell.inbox_depth,
+    )
+
+
+def _node_of(child: Child) -> TreeNode:
+    children = tuple(map(_node_of, list(child.children))) if isinstance(child, SupervisorChild) else ()
+    return TreeNode(
+        id=child.id,
+        kind="supervisor" if isinstance(child, SupervisorChild) else "worker",
+        state=_word_of(child),
+        children=children,
+        restarts=max(child.number - 1, 0),
+        last_reason=child.reason,
+        inbox_depth=child.inbox_depth,
+    )
+
+
+def _word_of(child: Child) -> str:
+    state = child.now
+    return "running" if state == "up" else state
 
 
 _WORDS: dict[Life, AgentWord] = {

@@ -293,7 +293,7 @@ def _crashes(ref: AgentRef[Any]) -> int:
 def _post(cell: Cell, message: Crash) -> None:
     cell.wake()
     if cell.actor is None:  # in backoff: it dies as soon as it is back, and that is now
-        cell.services.supervisor.post(Wake(cell, by_hand=False))
+        cell.services.supervise(Wake(cell, by_hand=False))
     cell.tell(cast("Any", message))
 
 

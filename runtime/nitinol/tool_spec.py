@@ -56,7 +56,9 @@ class Approval:
     def __post_init__(self) -> None:
         wrong = self.timeout is not None and (not isinstance(self.timeout, (int, float)) or not self.timeout > 0)  # pyright: ignore[reportUnnecessaryIsInstance]
         if wrong:
-            raise ConfigurationError(f"Approval(timeout={self.timeout!r}) must be more than 0 seconds, or None: for ever")
+            raise ConfigurationError(
+                f"Approval(timeout={self.timeout!r}) must be more than 0 seconds, or None: for ever"
+            )
 
 
 @dataclass(slots=True, kw_only=True)

@@ -232,7 +232,7 @@ def test_here_messages_behind_a_failure_are_handed_back(loop: Loop) -> None:
     ref.tell(lambda: go.wait(SOON))
     ref.tell(ValueError("fail"))
     ref.tell("first")
-    asked = ref.ask("asked", block=False)
+    asked = ref.ask("asked", block=False, timeout=SOON)
     ref.tell("second")
     go.set()
     with pytest.raises(pykka.ActorDeadError):
@@ -311,7 +311,7 @@ def test_a_stop_is_orderly(loop: Loop) -> None:
     go = threading.Event()
     actor.launch()
     ref.tell(lambda: go.wait(SOON))
-    before = ref.ask("x", block=False)
+    before = ref.ask("x", block=False, timeout=SOON)
     stopping = ref.stop(block=False)
     ref.tell("behind")
     go.set()
@@ -392,7 +392,7 @@ def test_ten_thousand_actors_share_one_thread(loop: Loop) -> None:
     """Each answers, each stops; no thread is made for any."""
     threads = threading.active_count()
     refs = [Counter.start(loop) for _ in range(10_000)]
-    futures = [ref.ask("x", block=False) for ref in refs]
+    futures = [ref.ask("x", block=False, timeout=SOON) for ref in refs]
     assert {future.get(timeout=SOON) for future in futures} == {1}
     assert threading.active_count() == threads
     stops = [ref.stop(block=False) for ref in refs]

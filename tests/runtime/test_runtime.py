@@ -961,7 +961,7 @@ def test_a_failed_supervisor_takes_down_the_runtime_and_not_the_process() -> Non
     assert first.reached()
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(handle.result)
-        rt._system.supervisor.post("nonsense")  # pyright: ignore[reportPrivateUsage] # kills it
+        rt._system.root.post("nonsense")  # pyright: ignore[reportPrivateUsage] # kills it
         with pytest.raises(RuntimeDown, match="supervisor"):
             waiting.result(SOON)
     for function in (lambda: ref.send("x"), lambda: rt.start(scout()), handle.cancel, rt.agents):

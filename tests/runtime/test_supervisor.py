@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from nitinol.actors.supervisor import AgentSupervisor, ChildDown, Gone, Wake
+from nitinol.actors.actor import Down
+from nitinol.actors.agent_supervisor import AgentSupervisor, Crashed, Gone
+from nitinol.actors.supervisor import Wake
 from nitinol.env import Env, Timer
 
 ALMOST_ONE = 1.0 - 2.0**-53
@@ -122,8 +124,9 @@ class Bench:
     def __init__(self) -> None:
         self.env = ManualEnv()
         self.loop = ManualLoop(self.env)
-        self.downs: list[BaseException | None] = []
-        self.supervisor = AgentSupervisor(self.env, self.loop, self.downs.append)
+        self.downs: list[Down] = []
+        self.supervisor = AgentSupervisor(self.env, self.loop)
+        self.supervisor.watch(self.downs.append)
         self.supervisor.launch()
         self.loop.run()
 
@@ -134,7 +137,7 @@ class Bench:
 
     def crash(self, child: Child, reason: str = "boom") -> None:
         """The child crashes now."""
-        self.tell(ChildDown(child, reason))
+        self.tell(Crashed(child, RuntimeError(reason)))
 
     def wait_out(self, child: Child) -> float:
         """Move the clock to the child's restart; how long it took."""
@@ -300,9 +303,9 @@ def test_wake_leaves_a_child_alone_that_lives(bench: Bench) -> None:
     """Neither one that never crashed nor one that was restarted is started twice."""
     stranger, restarted = Child("a"), Child("b")
     bench.crash_and_restart(restarted)
-    for child in (stranger, restarted):
-        for by_hand in (False, True):
-            bench.tell(Wake(child, by_hand=by_hand))
+    bench.tell(Wake(stranger, by_hand=False))
+    for by_hand in (False, True):
+        bench.tell(Wake(restarted, by_hand=by_hand))
     bench.loop.advance(10 * CAP)
     assert (len(stranger.restarts), len(restarted.restarts)) == (0, 1)
     assert bench.downs == []
@@ -386,8 +389,8 @@ def test_a_message_it_does_not_know_crashes_it(bench: Bench) -> None:
     """Whoever started it is told once, with the error; it handles nothing after that."""
     child = Child("a")
     bench.tell("nonsense")
-    assert [type(error) for error in bench.downs] == [TypeError]
-    assert "'nonsense'" in str(bench.downs[0])
+    assert [type(down.error) for down in bench.downs] == [TypeError]
+    assert "'nonsense'" in str(bench.downs[0].error)
     bench.crash(child)
     bench.loop.advance(10 * CAP)
     assert (child.restarts, len(bench.downs)) == ([], 1)

@@ -1,33 +1,251 @@
-"""Loop actors: Pykka actors that share a loop instead of owning a thread each.
+"""Actors: Pykka's mailbox, references and futures, under rules that can be supervised.
 
-A loop actor keeps Pykka's mailbox semantics, references and futures, and costs a few hundred bytes instead of a
-thread's stack. Four things differ from Pykka's own actors, each for a reason:
+There are two kinds. A `ThreadActor` has a thread of its own, and may block in its handlers. A `LoopActor` shares a loop with
+others, costs a few hundred bytes instead of a thread's stack, and must never block. Both differ from Pykka's own actors,
+each time for a reason:
 
-- its messages are handled on a `Loop`, a bounded number in a row, so that one busy actor does not starve the others;
-- *every* exception that escapes a handler is a crash, asked or told, `BaseException`s included; the asker gets it too,
-  and no other actor in the process is stopped by it;
-- it is not in `pykka.ActorRegistry`, which is linear in its size and whose `stop_all` anyone may call;
-- whoever started it is told once that it is down, by `on_down`.
+- *every* exception that escapes a handler is a crash, asked or told, `BaseException`s included; so is one in `on_start` or
+  `on_stop`. The asker gets it too (an exit as `AgentDown`: it is none of the asker's), and no other actor in the process is stopped by it;
+- who watches an actor is told once that it is down, also if it was down already; messages behind its end are refused or
+  handed back, never lost in silence;
+- a stop overtakes the messages that wait, and an inbox is bounded;
+- an ask has a deadline, and is not carried out once that has passed; a handler must not wait for another actor's answer;
+- threads are daemons, and no actor is in `pykka.ActorRegistry`, which is linear in its size and whose `stop_all` anyone may
+  call.
 """
 
 from __future__ import annotations
 
+import asyncio
+import inspect
+import queue
 import sys
+import threading
 from collections import deque
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Callable, Generator
+from contextlib import suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 import pykka
 from pykka._envelope import Envelope
-from pykka.messages import _ActorStop  # pyright: ignore[reportPrivateUsage] # how Pykka asks an actor to stop
+from pykka.messages import (
+    ProxyCall,
+    ProxyGetAttr,
+    ProxySetAttr,
+    _ActorStop,  # pyright: ignore[reportPrivateUsage] # how Pykka asks an actor to stop
+)
 
-from nitinol.env import Loop
+from nitinol.env import Env, Loop, on_a_loop
+from nitinol.errors import AgentDown, ConfigurationError, InboxFull, WouldDeadlock
+from nitinol.logs import describe
+
+T = TypeVar("T")
+A = TypeVar("A", bound=pykka.Actor)
 
 BATCH = 100
-"""Messages one actor handles before the loop looks at the others."""
+"""Messages one loop actor handles before the loop looks at the others."""
+INBOX = 1000
+"""Messages of users that may wait in an inbox."""
+PROXY_DEADLINE = 5.0
+"""Seconds that an answer through a Pykka proxy may take, which has no place for a deadline of the caller's."""
 
-Down = Callable[[BaseException | None], None]
-"""Told once, in the actor's loop: the crash, or `None` after an orderly stop."""
+Reason = Literal["normal", "shutdown", "crash", "killed"]
+"""How an actor ended: by itself, or stopped by whoever held it; by its supervisor; by an escape; given up at a deadline."""
+
+_lives = threading.Lock()
+"""Held for the moments in which an actor comes up, goes down, gets a watcher, or a bounded inbox of a loop is filled."""
+_thread = threading.local()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Down:
+    """An actor is down. Told exactly once to each who watches it."""
+
+    id: str
+    """The `id` of its child spec, an agent's key, or the name of its class."""
+    reason: Reason
+    error: BaseException | None = None
+    """What escaped, for a crash."""
+
+    @property
+    def why(self) -> str:
+        """The reason in words."""
+        return self.reason if self.error is None else f"{type(self.error).__name__}: {describe(self.error)[:2000]}"
+
+
+class ActorDown(AgentDown, pykka.ActorDeadError):
+    """Also the error that Pykka's users expect."""
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Where actors live that a supervisor starts: what they are called, their clock, and the loop of loop actors."""
+
+    id: str
+    env: Env
+    loop: Loop
+
+
+home: ContextVar[Home | None] = ContextVar("home", default=None)
+"""Set while a supervisor calls the `start` of a child spec."""
+
+
+def in_handler() -> bool:
+    """Whether the caller is an actor's handler, on a thread of its own or on a loop: nothing that it waits for may wait for it."""
+    return getattr(_thread, "handles", False) or on_a_loop()
+
+
+class Shutdown(_ActorStop):
+    """Pykka's stop, from a supervisor."""
+
+
+class Answer(pykka.ThreadingFuture[T]):
+    """What an ask comes to. `get` waits until the ask's deadline at most; `await` waits as a coroutine does."""
+
+    def __init__(self, clock: Callable[[], float] | None = None, until: float | None = None) -> None:
+        super().__init__()
+        self._clock, self._until = clock, until
+        self._given_up = False
+        self._told: list[Callable[[], object]] = []
+
+    @property
+    def expired(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self._given_up or (self._until is not None and self._clock is not None and self._clock() >= self._until)
+
+    def get(self, *, timeout: float | None = None) -> Any:
+        """The answer, within `timeout` seconds, and before the deadline of the ask in any case.
+
+        Raises:
+            WouldDeadlock: Called by an actor's handler, while there is no answer yet.
+        """
+        if in_handler() and not self._is_set():
+            raise WouldDeadlock(
+                "an actor's handler would wait for another actor, which may wait for this one; tell it, and let it tell you"
+            )
+        if self._until is not None and self._clock is not None:
+            left = max(self._until - self._clock(), 0.0)
+            timeout = left if timeout is None else min(timeout, left)
+        try:
+            return super().get(timeout=timeout)
+        except pykka.Timeout:
+            self._given_up = True
+            raise
+
+    def set(self, value: T | None = None) -> None:
+        super().set(value)
+        self._tell()
+
+    def set_exception(self, exc_info: Any = None) -> None:
+        super().set_exception(exc_info)
+        self._tell()
+
+    def refuse(self, why: str, cause: BaseException | None = None) -> None:
+        """Set `AgentDown`, unless there is an answer."""
+        try:
+            raise ActorDown(why) from cause
+        except ActorDown:
+            with suppress(queue.Full):
+                self.set_exception()
+
+    def when_set(self, told: Callable[[], object]) -> None:
+        """Call `told` once there is an answer: at once, or in the thread that gives it."""
+        with self._condition:
+            if self._result is None:
+                self._told.append(told)
+                return
+        told()
+
+    def _tell(self) -> None:
+        with self._condition:
+            told, self._told = self._told, []
+        for each in told:
+            each()
+
+    def _is_set(self) -> bool:
+        return self._result is not None
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._wait().__await__()
+
+    async def _wait(self) -> Any:
+        if self._get_hook is not None:  # it is made of others: Pykka's map, join and the like
+            return await asyncio.to_thread(self.get)
+        loop, answered = asyncio.get_running_loop(), asyncio.Event()
+        self.when_set(lambda: loop.call_soon_threadsafe(answered.set))
+        left = None if self._until is None or self._clock is None else max(self._until - self._clock(), 0.0)
+        try:
+            await asyncio.wait_for(answered.wait(), left)
+        except BaseException as error:
+            self._given_up = True
+            if isinstance(error, TimeoutError):
+                raise pykka.Timeout(f"{left} seconds") from None
+            raise
+        return self.get()
+
+
+class ActorRef(pykka.ActorRef[A]):
+    """A reference to an actor of ours. From any thread; holding one does not keep a thread alive."""
+
+    def __init__(self, actor: A) -> None:
+        super().__init__(actor)
+        self._limit = cast("Actor", actor).inbox_limit
+        self._clock = cast("Actor", actor).env.monotonic
+
+    def tell(self, message: Any) -> None:
+        """Send a message; a stop overtakes those that wait.
+
+        Raises:
+            AgentDown: The actor is down.
+            InboxFull: As many wait as may.
+        """
+        if not self.is_alive():
+            raise ActorDown(f"{self} is down")
+        self._send(Envelope(message))
+
+    def ask(self, message: Any, *, block: bool = True, timeout: float | None = None) -> Any:
+        """Send a message and wait for the reply; with `block=False` give its future, an `Answer`.
+
+        Args:
+            message: What its `on_receive` gets.
+            block: Whether to wait.
+            timeout: Seconds. When they have passed, the message is not handled any more. Only Pykka's proxies have a default.
+
+        Raises:
+            AgentDown: The actor is down, or went down before it got to the message.
+            InboxFull: As many messages wait as may.
+            WouldDeadlock: Called by an actor's handler, with `block=True`.
+            pykka.Timeout: There was no answer in time.
+            Exception: What the actor raised; it has crashed by it.
+        """
+        until: float | None = None
+        if timeout is None and isinstance(message, (ProxyCall, ProxyGetAttr, ProxySetAttr)):
+            timeout = PROXY_DEADLINE
+        if timeout is not None:
+            until = self._clock() + timeout
+        elif not isinstance(message, _ActorStop):
+            raise TypeError(f"an ask needs a deadline: {self.actor_class.__name__}.ask(…, timeout=seconds)")
+        if block and in_handler():
+            raise WouldDeadlock(
+                f"an actor's handler would wait for {self}, which may wait for this one; tell it, and let it tell you"
+            )
+        answer: Answer[Any] = Answer(self._clock, until)
+        if self.is_alive():
+            self._send(Envelope(message, answer))
+        else:
+            answer.refuse(f"{self} is down")
+        return answer.get() if block else answer
+
+    def _send(self, envelope: Envelope[Any]) -> None:
+        inbox = cast("Inbox | ThreadInbox", self.actor_inbox)
+        if isinstance(envelope.message, (_ActorStop, Down)):
+            inbox.put(envelope)
+        elif not inbox.offer(envelope, self._limit):
+            raise InboxFull(
+                f"{self} has {self._limit} messages waiting and takes no more for now; try again, or raise its inbox_limit"
+            )
 
 
 class Flag:
@@ -48,10 +266,12 @@ class Flag:
 class Inbox:
     """The inbox of a loop actor: `put` from any thread wakes its loop once, however many messages wait."""
 
-    __slots__ = ("_drain", "_envelopes", "_loop", "_scheduled")
+    __slots__ = ("_drain", "_envelopes", "_last", "_loop", "_scheduled")
 
     def __init__(self) -> None:
         self._envelopes: deque[Envelope[Any]] = deque()
+        self._last: deque[Envelope[Any]] | None = None
+        """What users have sent: it waits behind stops, and behind what actors tell each other."""
         self._loop: Loop | None = None
         self._drain: Callable[[], None] | None = None
         self._scheduled = False
@@ -59,7 +279,7 @@ class Inbox:
     def bind(self, loop: Loop, drain: Callable[[], None]) -> None:
         """Say who handles the messages; those that wait are handled now."""
         self._loop, self._drain = loop, drain
-        if self._envelopes:
+        if not self.empty():
             self._schedule()
 
     def unbind(self) -> None:
@@ -67,15 +287,46 @@ class Inbox:
         self._loop = self._drain = None
 
     def put(self, envelope: Envelope[Any], /) -> None:
+        """A message that overtakes those of users."""
         self._envelopes.append(envelope)
         if not self._scheduled and self._drain is not None:
             self._schedule()
 
+    def put_last(self, envelope: Envelope[Any]) -> None:
+        """A message of a user's. On the actor's loop."""
+        if self._last is None:
+            self._last = deque()
+        self._last.append(envelope)
+        if not self._scheduled and self._drain is not None:
+            self._schedule()
+
+    def offer(self, envelope: Envelope[Any], limit: int) -> bool:
+        """A message of a user's, from any thread, unless as many wait as may; whether it was taken."""
+        with _lives:
+            if self._last is None:
+                self._last = deque()
+            elif len(self._last) >= limit:
+                return False
+            self._last.append(envelope)
+        if not self._scheduled and self._drain is not None:
+            self._schedule()
+        return True
+
     def get(self) -> Envelope[Any]:
-        return self._envelopes.popleft()
+        """The next one.
+
+        Raises:
+            IndexError: None is left.
+        """
+        return (self._envelopes or self._last or self._envelopes).popleft()
 
     def empty(self) -> bool:
-        return not self._envelopes
+        return not self._envelopes and not self._last
+
+    def shrink(self) -> None:
+        """Free what is kept for users' messages, if there are none. Only where all of them come by `put_last`."""
+        if not self._last:
+            self._last = None
 
     def rest(self) -> None:
         """The drain is about to look at the inbox; a `put` from now on schedules it again."""
@@ -86,52 +337,253 @@ class Inbox:
         self._schedule()
 
     def __len__(self) -> int:
-        return len(self._envelopes)
+        return len(self._envelopes) + len(self._last or ())
 
     def _schedule(self) -> None:
         self._scheduled = True
-        cast("Loop", self._loop).call(cast("Callable[[], None]", self._drain))
+        if not cast("Loop", self._loop).call(cast("Callable[[], None]", self._drain)):
+            self._scheduled = False
+            _refuse_all(self, "its loop has ended")
 
 
-class LoopActor(pykka.Actor):
-    """An actor whose messages are handled on a loop.
+class ThreadInbox:
+    """The inbox of a thread actor, in the same two lanes."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition(threading.Lock())
+        self._envelopes: deque[Envelope[Any]] = deque()
+        self._last: deque[Envelope[Any]] = deque()
+        self._closed = False
+
+    def put(self, envelope: Envelope[Any], /) -> None:
+        """A message that overtakes those of users."""
+        self._put(self._envelopes, envelope, sys.maxsize)
+
+    def offer(self, envelope: Envelope[Any], limit: int) -> bool:
+        """A message of a user's, unless as many wait as may; whether it was taken."""
+        return self._put(self._last, envelope, limit)
+
+    def get(self) -> Envelope[Any]:
+        """The next one; waits for it."""
+        with self._changed:
+            while self.empty():
+                self._changed.wait()
+            return self._take()
+
+    def take(self) -> Envelope[Any]:
+        """The next one.
+
+        Raises:
+            IndexError: None is left.
+        """
+        with self._changed:
+            return self._take()
+
+    def close(self) -> None:
+        """Nobody will take anything more: what is put from now on is refused at once."""
+        with self._changed:
+            self._closed = True
+
+    def empty(self) -> bool:
+        return not self._envelopes and not self._last
+
+    def __len__(self) -> int:
+        return len(self._envelopes) + len(self._last)
+
+    def _put(self, lane: deque[Envelope[Any]], envelope: Envelope[Any], limit: int) -> bool:
+        with self._changed:
+            if len(lane) >= limit:
+                return False
+            lane.append(envelope)
+            if not self._closed:
+                self._changed.notify()
+                return True
+        _refuse_all(self, "it went down")
+        return True
+
+    def _take(self) -> Envelope[Any]:
+        return (self._envelopes or self._last).popleft()
+
+
+class Actor(pykka.Actor):
+    """What thread actors and loop actors have in common: how a message is handled, and what happens at the end."""
+
+    inbox_limit: ClassVar[int] = INBOX
+    """Messages of users that may wait; one more is refused with `InboxFull`."""
+    env: Env = Env()
+    """Where its clock is."""
+    _name: str | None = None
+    _reason: Reason = "normal"
+    _down: Down | None = None
+    _watchers: list[tuple[Callable[[Down], object], Callable[[], object] | None]] | None = None
+    _answering: Answer[Any] | None = None
+    _is_up = False
+
+    @staticmethod
+    def _create_future() -> pykka.Future[Any]:
+        return Answer()
+
+    @classmethod
+    def start(cls, *args: Any, **kwargs: Any) -> Any:
+        """Make the actor and start it; from any thread. `on_start` runs where its messages are handled."""
+        actor = cls(*args, **kwargs)
+        actor._start_actor_loop()
+        return actor.actor_ref
+
+    def watch(self, told: Callable[[Down], object], up: Callable[[], object] | None = None) -> None:
+        """Be told once that the actor is down, at once if it is; and, with `up`, that its `on_start` is done.
+
+        Both are called where the actor's messages are handled, or here; they must not block. From any thread.
+        """
+        with _lives:
+            down, is_up = self._down, self._is_up
+            if down is None:
+                self._watchers = [*(self._watchers or ()), (told, None if is_up else up)]
+        if down is not None:
+            told(down)
+        elif is_up and up is not None:
+            up()
+
+    def abandon(self) -> None:
+        """Give it up: it is down now for everyone, although a handler of its may still run. From any thread."""
+        self.actor_stopped.set()
+        answering = self._answering
+        if answering is not None:
+            answering.refuse(f"{self} was given up")
+        self._refuse_rest()
+        self._tell_down(Down(id=self.id, reason="killed"))
+
+    @property
+    def id(self) -> str:
+        """What it is called: by its supervisor, or after its class."""
+        return self._name or type(self).__name__
+
+    def on_unhandled(self, message: Any) -> None:
+        """A message that was told to an actor which is down now. Does nothing by default."""
+
+    def __str__(self) -> str:
+        return f"{type(self).__name__} {self._name!r}" if self._name else f"{type(self).__name__} ({self.actor_urn})"
+
+    # -- where its messages are handled
+
+    def _come_up(self) -> bool:
+        """Run `on_start`; whether it is up."""
+        try:
+            self.on_start()
+        except BaseException as error:
+            self._die(error)
+            return False
+        if self.actor_stopped.is_set():
+            return False
+        with _lives:
+            self._is_up = True
+            waiting = [up for _, up in self._watchers or () if up is not None]
+        for up in waiting:
+            up()
+        return True
+
+    def _handle(self, envelope: Envelope[Any]) -> None:
+        """Handle a message; whatever escapes is a crash."""
+        answer = cast("Answer[Any] | None", envelope.reply_to)
+        if answer is None:
+            try:
+                self._handle_receive(envelope.message)
+            except BaseException as error:
+                self._die(error)
+            return
+        if answer.expired:
+            return
+        self._answering = answer
+        try:
+            reply = self._handle_receive(envelope.message)
+        except BaseException as error:
+            self._answering = None
+            if isinstance(error, Exception):
+                with suppress(queue.Full):
+                    answer.set_exception()
+            else:  # an exit of this actor is none of its asker's
+                answer.refuse(f"{self} went down by this: {type(error).__name__}: {describe(error)}", error)
+            self._die(error)
+            return
+        self._answering = None
+        with suppress(queue.Full):  # it was given up meanwhile
+            answer.set(reply)
+
+    def _handle_receive(self, message: Any) -> Any:
+        if isinstance(message, Shutdown):
+            self._reason = "shutdown"
+        return super()._handle_receive(message)
+
+    def _stop(self) -> None:
+        self.actor_stopped.set()
+        try:
+            self.on_stop()
+        except BaseException as error:
+            self._tell_down(Down(id=self.id, reason="crash", error=error))
+            return
+        self._tell_down(Down(id=self.id, reason=self._reason))
+
+    def _die(self, error: BaseException) -> None:
+        self.actor_stopped.set()
+        try:
+            self.on_failure(type(error), error, error.__traceback__)
+        except BaseException as second:
+            second.__context__ = error
+        self._refuse_rest()
+        self._tell_down(Down(id=self.id, reason="crash", error=error))
+
+    def _refuse_rest(self) -> None:
+        """Who asked is told that nobody will answer; what was told is handed to `on_unhandled`."""
+        _refuse_all(cast("Inbox | ThreadInbox", self.actor_inbox), f"{self} went down", self.on_unhandled)
+
+    def _tell_down(self, down: Down) -> None:
+        with _lives:
+            if self._down is not None:
+                return
+            self._down = down
+            watchers, self._watchers = self._watchers or (), None
+        for told, _ in watchers:
+            told(down)
+
+
+class LoopActor(Actor):
+    """An actor whose messages are handled on a loop, by plain functions that never block.
 
     Args:
-        loop: Where its messages are handled.
-        on_down: Told once when it is down.
+        loop: Where its messages are handled; one that a supervisor starts for a user lives on the user loop.
+        on_down: Told once when it is down: the crash, or `None` after an orderly stop.
     """
 
-    def __init__(self, loop: Loop, on_down: Down | None = None) -> None:
+    def __init__(self, loop: Loop | None = None, on_down: Callable[[BaseException | None], None] | None = None) -> None:
         # Not Pykka's __init__: the same fields, without a UUID and a threading.Event for each of a hundred thousand.
         self.actor_urn = f"nitinol:{id(self):x}"
         self.actor_inbox = Inbox()
         self.actor_stopped = Flag()  # type: ignore[assignment] # pyright: ignore[reportAttributeAccessIssue] # see Flag
-        self._actor_ref = pykka.ActorRef(self)
-        self._loop = loop
         self._on_down = on_down
+        if loop is None:
+            loop = _settle(self).loop
+            if inspect.iscoroutinefunction(self.on_receive):
+                raise ConfigurationError(
+                    f"{type(self).__name__}.on_receive is a coroutine; a loop actor handles one message after the other, by a plain function"
+                )
+        self._actor_ref = ActorRef(self)
+        self._loop = loop
 
     @staticmethod
     def _create_actor_inbox() -> Inbox:
         return Inbox()
-
-    @staticmethod
-    def _create_future() -> pykka.Future[Any]:
-        return pykka.ThreadingFuture()
-
-    @classmethod
-    def start(cls, *args: Any, **kwargs: Any) -> Any:
-        """Make the actor and start it. From any thread; `on_start` runs on the loop."""
-        actor = cls(*args, **kwargs)
-        actor._start_actor_loop()
-        return actor.actor_ref
 
     def launch(self) -> None:
         """Start an actor that was made by its constructor. Its maker keeps it alive."""
         self._start_actor_loop()
 
     def post(self, message: Any) -> None:
-        """`actor_ref.tell` for those who hold the actor: no reference, no liveness check."""
+        """`actor_ref.tell` for those who hold the actor: no reference, no liveness check, no limit."""
         cast("Inbox", self.actor_inbox).put(Envelope(message))
+
+    def post_last(self, message: Any) -> None:
+        """As `post`, of a user's: it waits behind all others. On its loop."""
+        cast("Inbox", self.actor_inbox).put_last(Envelope(message))
 
     def halt(self) -> None:
         """Stop at once, before the messages that wait. On its loop, and not from one of its own handlers."""
@@ -144,13 +596,11 @@ class LoopActor(pykka.Actor):
         cast("Inbox", self.actor_inbox).unbind()
 
     def _start_actor_loop(self) -> None:
-        self._loop.call(self._begin)
+        if not self._loop.call(self._begin):
+            self._die(ActorDown(f"{self}: its loop has ended"))
 
     def _begin(self) -> None:
-        try:
-            self.on_start()
-        except BaseException as error:
-            self._die(error)
+        self._come_up()
         # Bound also after a failed start: whoever asks from now on must be refused, not left waiting.
         cast("Inbox", self.actor_inbox).bind(self._loop, self._drain)
 
@@ -159,74 +609,86 @@ class LoopActor(pykka.Actor):
         inbox.rest()
         stopped = self.actor_stopped
         for _ in range(BATCH):
-            if inbox.empty() or stopped.is_set():
+            if stopped.is_set() or inbox.empty():
                 break
-            envelope = inbox.get()
-            try:
-                reply = self._handle_receive(envelope.message)
-            except BaseException as error:
-                if envelope.reply_to is not None:
-                    envelope.reply_to.set_exception()
-                self._die(error)
-                return
-            if envelope.reply_to is not None:
-                envelope.reply_to.set(reply)
+            self._handle(inbox.get())
         if stopped.is_set():
             self._refuse_rest()
         elif not inbox.empty():
             inbox.again()
 
-    def _stop(self) -> None:
-        self.actor_stopped.set()
-        failure: BaseException | None = None
-        try:
-            self.on_stop()
-        except BaseException as error:
-            failure = error
-        self._tell_down(failure)
-
-    def _die(self, error: BaseException) -> None:
-        self.actor_stopped.set()
-        try:
-            self.on_failure(type(error), error, error.__traceback__)
-        except BaseException as second:
-            second.__context__ = error
-        self._refuse_rest()
-        self._tell_down(error)
-
-    def _refuse_rest(self) -> None:
-        """Who asked is told that nobody will answer; what was told is handed to `on_unhandled`."""
-        inbox = cast("Inbox", self.actor_inbox)
-        while not inbox.empty():
-            envelope = inbox.get()
-            if envelope.reply_to is None:
-                if not isinstance(envelope.message, _ActorStop):
-                    self.on_unhandled(envelope.message)
-            elif isinstance(envelope.message, _ActorStop):
-                envelope.reply_to.set(None)
-            else:
-                try:
-                    raise pykka.ActorDeadError(f"{self.actor_ref} stopped before handling the message")
-                except pykka.ActorDeadError:
-                    envelope.reply_to.set_exception(sys.exc_info())
-
-    def on_unhandled(self, message: Any) -> None:
-        """A message that was told to an actor which is down now. Does nothing by default."""
-
-    def _tell_down(self, error: BaseException | None) -> None:
+    def _tell_down(self, down: Down) -> None:
         told, self._on_down = self._on_down, None
         if told is not None:
-            told(error)
+            told(down.error)
+        super()._tell_down(down)
 
 
-class ThreadActor(pykka.ThreadingActor):
-    """A `pykka.ThreadingActor` on a daemon thread, outside Pykka's registry."""
+class ThreadActor(Actor, pykka.ThreadingActor):
+    """A `pykka.ThreadingActor` on a daemon thread: its handlers may block, and its every escape is a crash."""
 
     use_daemon_thread = True
+    waits: ClassVar[bool] = False
+    """Whether its handlers may wait for the answers of others: only those that nobody asks may."""
 
-    @classmethod
-    def start(cls, *args: Any, **kwargs: Any) -> Any:
-        """Make the actor and start its thread."""
-        actor = cls(*args, **kwargs)
-        actor._start_actor_loop()
-        return actor.actor_ref
+    def __init__(self, *_args: Any, **_kwargs: Any) -> None:
+        super().__init__()
+        if home.get() is not None:
+            _settle(self)
+        self._actor_ref = ActorRef(self)
+
+    @staticmethod
+    def _create_actor_inbox() -> ThreadInbox:
+        return ThreadInbox()
+
+    def _start_actor_loop(self) -> None:
+        name = self._name or type(self).__name__.lower()
+        threading.Thread(target=self._actor_loop, name=f"nitinol-{name}", daemon=self.use_daemon_thread).start()
+
+    def _actor_loop(self) -> None:
+        _thread.handles = not self.waits
+        inbox = cast("ThreadInbox", self.actor_inbox)
+        self._come_up()
+        while not self.actor_stopped.is_set():
+            self._handle(inbox.get())
+        self._refuse_rest()
+
+    def _refuse_rest(self) -> None:
+        cast("ThreadInbox", self.actor_inbox).close()
+        super()._refuse_rest()
+
+
+def shut_down(actor: Actor) -> None:
+    """Stop an actor, as its supervisor; soon."""
+    cast("Inbox | ThreadInbox", actor.actor_inbox).put(Envelope(Shutdown()))
+
+
+def _settle(actor: Actor) -> Home:
+    """Make an actor at home where its supervisor is."""
+    at = home.get()
+    if at is None:
+        raise ConfigurationError(
+            f"a {type(actor).__name__} needs a loop: start it under a supervisor, rt.supervise(ChildSpec(…)), or give it loop="
+        )
+    actor.env, actor._name = at.env, at.id  # pyright: ignore[reportPrivateUsage]
+    return at
+
+
+def _refuse_all(inbox: Inbox | ThreadInbox, why: str, unhandled: Callable[[Any], object] | None = None) -> None:
+    """Refuse what waits in the inbox of an actor that is down. Several threads may, at once."""
+    take = inbox.take if isinstance(inbox, ThreadInbox) else inbox.get
+    while True:
+        try:
+            envelope = take()
+        except IndexError:
+            return
+        is_stop = isinstance(envelope.message, _ActorStop)
+        if envelope.reply_to is not None:
+            answer = cast("Answer[Any]", envelope.reply_to)
+            if is_stop:
+                with suppress(queue.Full):
+                    answer.set(None)
+            else:
+                answer.refuse(f"{why} before it handled the message")
+        elif unhandled is not None and not is_stop:
+            unhandled(envelope.message)

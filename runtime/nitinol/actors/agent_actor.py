@@ -17,12 +17,13 @@ from functools import partial
 from typing import Any, Literal, cast
 
 from nitinol import events as ev
-from nitinol.actors.actor import Inbox, LoopActor
+from nitinol.actors.actor import INBOX, Down, Inbox, LoopActor
+from nitinol.actors.agent_supervisor import Crashed as AgentCrashed
 from nitinol.actors.bus import EventBus
 from nitinol.actors.gateway import ModelGateway
 from nitinol.actors.hook_runner import HookFailed, HookRunner
 from nitinol.actors.port import Stopper
-from nitinol.actors.supervisor import AgentSupervisor, ChildDown, Wake
+from nitinol.actors.supervisor import Wake
 from nitinol.actors.tool_runner import ToolRunner
 from nitinol.agent import Agent
 from nitinol.env import Env, Loop, Timer
@@ -32,6 +33,7 @@ from nitinol.errors import (
     AgentStopped,
     AlreadyResolved,
     ConfigurationError,
+    InboxFull,
     KeyTaken,
     NitinolError,
     NotFound,
@@ -120,7 +122,8 @@ class Services:
     gateway: ModelGateway
     tools: ToolRunner
     hooks: HookRunner
-    supervisor: AgentSupervisor
+    supervise: Callable[[object], object]
+    """Tells the agents' supervisor, whichever lives. From any thread."""
     result_of: Callable[[str, str], RunResult[Any]]
     """Builds the result of a finished run, for `after_run` hooks."""
 
@@ -129,8 +132,8 @@ class Cell:
     """The stable side of an agent."""
 
     __slots__ = (
-        "actor", "backlog", "committed", "deferred", "definition", "epoch", "failure", "given", "key", "life", "reopening",
-        "requests", "services", "view", "viewed", "writes",
+        "actor", "backlog", "committed", "deferred", "definition", "epoch", "failure", "given", "key", "last", "life",
+        "reopening", "requests", "services", "view", "viewed", "watchers", "writes",
     )  # fmt: skip
 
     def __init__(self, services: Services, key: str, definition: Agent[Any]) -> None:
@@ -153,8 +156,18 @@ class Cell:
         self.view: View | None = None
         """Of `viewed`, the transcript of the last request."""
         self.viewed: Log[Message] | None = None
+        self.last: Down | None = None
+        """How its last incarnation here ended."""
+        self.watchers: list[Callable[[Down], object]] | None = None
 
     # -- from any thread
+
+    @property
+    def inbox_depth(self) -> int:
+        """What waits for it: requests of users, and other messages of its actor."""
+        actor = self.actor
+        waiting = len(self.requests or ())
+        return waiting if actor is None else max(waiting, len(cast("Inbox", actor.actor_inbox)))
 
     def submit(self, input: Input, then: Callable[[], object] | None = None) -> Future[Events]:
         """A user's input. The future holds its committed events, or the error that refused it."""
@@ -177,19 +190,32 @@ class Cell:
         future: Future[Events] = Future()
 
         def resume() -> None:
+            by_hand = self.life == "parked"
             if self.failure is not None:
                 self.life = "opening"
                 self.open()
-            elif self.life == "parked":
+            elif by_hand:
                 self.life = "backoff"
             if self.life == "backoff":
-                self.services.supervisor.post(Wake(self, by_hand=True))
+                self.services.supervise(Wake(self, by_hand))
             future.set_result(())
 
         if not self.services.core.call(resume):
             future = Future()  # the call may be carried out after all
             future.set_exception(RuntimeStopped("the runtime was stopped"))
         return future
+
+    def watch(self, told: Callable[[Down], object]) -> None:
+        """Have `told` called once when its incarnation is down, at once if none lives. It comes on the core loop."""
+
+        def watch() -> None:
+            if self.life in ("backoff", "parked", "stopped"):
+                told(self.last or Down(id=self.key, reason="shutdown"))
+            else:
+                self.watchers = [*(self.watchers or ()), told]
+
+        if not self.services.core.call(watch):
+            told(Down(id=self.key, reason="shutdown"))
 
     def redefine(self, definition: Agent[Any]) -> None:
         """Live by another definition from the next run on. A model that `set_model` chose stays, unless this names another."""
@@ -288,6 +314,20 @@ class Cell:
         self.actor, self.life = None, "opening"
         self._open_later(Opened(suspended=True))
 
+    def start_over(self) -> None:
+        """All agents begin again, as their supervisor does: from the log, and counted as no crash of theirs."""
+        if self.life == "up" and self.actor is not None:
+            self.actor.discard()
+            self.open(Opened(suspended=True))
+        elif self.life == "backoff":
+            self._launch(Opened(restarts=self.committed.incarnation))
+
+    def _tell_down(self, down: Down) -> None:
+        self.last = down
+        watchers, self.watchers = self.watchers or (), None
+        for told in watchers:
+            told(down)
+
     def _open_later(self, how: Opened) -> None:
         if self.reopening is None:
             self.reopening = self.services.core.call_later(STORE_RETRY, self.open, how)
@@ -345,7 +385,7 @@ class Cell:
         for input in backlog:
             self.actor.post(input)
         for request in self.requests or ():
-            self.actor.post(request)
+            self._hand_over(request, self.actor)
 
     def accept(self, request: Request) -> None:
         """As `submit`, here and now."""
@@ -379,13 +419,29 @@ class Cell:
                 pass
         if self.requests is None:
             self.requests = deque()
+        if len(self.requests) >= INBOX and not isinstance(request.input, (Cancel, Resolve, Stop)):
+            request.answer(
+                InboxFull(f"agent {self.key!r} has {INBOX} inputs waiting and takes no more for now; try again")
+            )
+            return
         self.requests.append(request)
         if self.actor is not None:
-            self.actor.post(request)
+            self._hand_over(request, self.actor)
         elif self.life == "asleep":
             self.wake()
         elif self.life == "backoff" and isinstance(request.input, (Cancel, Resolve, Stop)):
-            self.services.supervisor.post(Wake(self, by_hand=False))
+            self.services.supervise(Wake(self, by_hand=False))
+
+    def _hand_over(self, request: Request, actor: AgentActor) -> None:
+        """Cancels, decisions and stops overtake what else users have sent; a cancel not the run that it is of."""
+        input = request.input
+        overtakes = isinstance(input, (Resolve, Stop)) or (
+            isinstance(input, Cancel)
+            and not any(
+                isinstance(other.input, Send) and other.input.run_id == input.run_id for other in self.requests or ()
+            )
+        )
+        (actor.post if overtakes else actor.post_last)(request)
 
     def settled(self, request: Request, outcome: Events | BaseException) -> None:
         """A request is answered: from here only the journal knows of it."""
@@ -403,6 +459,7 @@ class Cell:
         if error is None or self.life == "stopped":
             return
         self.life = "backoff"
+        self._tell_down(Down(id=self.key, reason="crash", error=error))
         crashed = Crashed(error_type=type(error).__name__, error=describe(error)[:2000])
         get_logger().warning(
             "agent crashed", agent=self.committed.agent, key=self.key, error_type=crashed.error_type, exc_info=error
@@ -412,8 +469,7 @@ class Cell:
                 why = f"agent {self.key!r} died {request.tries} times over this: {crashed.error_type}: {crashed.error}"
                 self.settled(request, AgentDown(why))
         # The cell writes, under a new epoch: nothing of the dead incarnation can come after it.
-        supervise = partial(self.services.supervisor.post, ChildDown(self, f"{crashed.error_type}: {crashed.error}"))
-        self._write(crashed, supervise)
+        self._write(crashed, partial(self.services.supervise, AgentCrashed(self, error)))
 
     def _park(self, restarts: int, reason: str) -> None:
         if self.life == "stopped":  # meanwhile; its key may have another life by now
@@ -439,6 +495,7 @@ class Cell:
         if self.actor is not None:
             self.actor.halt()
         self.backlog = None
+        self._tell_down(Down(id=self.key, reason="shutdown"))
         gone = AgentStopped(f"agent {self.key!r} was stopped; rt.start(agent, key={self.key!r}) starts it again")
         self.refuse(gone)
         self._wake_waiters()
@@ -450,6 +507,7 @@ class Cell:
 
     def _give_up(self, error: Exception) -> None:
         self.life, self.failure = "parked", error
+        self._tell_down(Down(id=self.key, reason="crash", error=error))
         get_logger().error("agent cannot be opened", key=self.key, error=repr(error))
         for request in list(self.requests or ()):
             self.settled(request, error)
@@ -599,6 +657,7 @@ class AgentActor(LoopActor):
             self.answers.append((self.working.seq, request, outcome))
 
     def _request(self, request: Request) -> None:
+        cast("Inbox", self.actor_inbox).shrink()
         request.tries += 1
         try:
             if self._is_known(request):

@@ -2,8 +2,8 @@
 
 core        agents, bus, gateway and its HTTP connections, the pool's book-keeping
 user        coroutines of users: async tools and hooks
-supervisor  the supervisor of agents
-threads     tool workers and hook workers, each an actor of its own
+supervisor  all supervisors: the root, the one of agents, and those of users
+threads     tool workers, hook workers and actors of users, each with its own
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Literal, TypeVar, cast
 
-import pykka
-
 from nitinol import events as ev
 from nitinol import provider as providers
+from nitinol.actors.actor import Down
 from nitinol.actors.agent_actor import Cell, Life, Request, Services
+from nitinol.actors.agent_supervisor import AgentSupervisor, Gone
 from nitinol.actors.bus import EventBus
+from nitinol.actors.child_spec import SupervisorSpec
+from nitinol.actors.children import LATE, Place, SupervisorChild
 from nitinol.actors.gateway import ModelGateway
 from nitinol.actors.hook_runner import HookRunner
-from nitinol.actors.supervisor import AgentSupervisor, Gone
+from nitinol.actors.supervisor import End, Supervisor, release
 from nitinol.actors.tool_runner import ToolRunner
 from nitinol.actors.worker_pool import Ending, Job, WorkerPool
 from nitinol.agent import Agent
@@ -94,8 +96,10 @@ class System:
         self.pool = WorkerPool(env, self.core, self.user, workers, self._saturated)
         self.tools = ToolRunner(env, self.core, self.pool, self.hooks, self.publish)
         self.gateway = ModelGateway(env, self.core, self.bus, self.hooks)
-        self.supervisor = AgentSupervisor(env, self.supervising, self._supervisor_down)
-        self.supervisor.launch()
+        place = Place(env, self.supervising, self.user)
+        self.agents = _Agents(self, place)
+        self.users = SupervisorChild(SupervisorSpec("users"), place)
+        """What `rt.supervise` adds."""
         self.services = Services(
             env=env,
             core=self.core,
@@ -104,13 +108,17 @@ class System:
             gateway=self.gateway,
             tools=self.tools,
             hooks=self.hooks,
-            supervisor=self.supervisor,
+            supervise=self.agents.post,
             result_of=result_of,
         )
         self.cells: dict[str, Cell] = {}
         self.failure: Exception | None = None
         """Why nothing can be asked of it any more."""
         self._lock = threading.Lock()
+        # Journal, bus, gateway and pool come before: they are no actors, and live and die with the runtime.
+        self.root = Supervisor(env, self.supervising, "runtime", [self.agents, self.users], "rest_for_one")
+        self.root.watch(self._root_down)
+        self.root.launch()
 
     # -- from any thread
 
@@ -307,16 +315,16 @@ class System:
         self.alarm = (due, self.core.call_later(delay, self._ring))
 
     async def _stop(self, drain: float, deadline: float) -> None:
+        until = self.env.monotonic() + deadline
         if self.bus.stopped is None:  # else it is down: nobody takes a word any more, and nothing is waited for
-            await self._wind_down(drain, self.env.monotonic() + deadline)
+            await self._wind_down(drain, until)
+        await self._end_root(until)
         self.pool.stop()
         self.hook_pool.stop()
         failure = self.failure or RuntimeStopped("the runtime was stopped")
         try:
             await self.gateway.close()
         finally:
-            with suppress(pykka.ActorDeadError):
-                self.supervisor.stop()
             for number, cell in enumerate(list(self.cells.values()), 1):
                 cell.refuse(failure)  # whoever still waits for one is told
                 cell.stopped()
@@ -333,7 +341,21 @@ class System:
                 for run_id in [*(queued.run_id for queued in state.queue), *([state.run.run_id] if state.run else [])]:
                     cell.submit(Cancel(run_id=run_id, by="stop"))
             await self._until_idle(min(GRACE + 1.0, max(until - self.env.monotonic(), 0.5)))
-        cells = [cell for cell in self.cells.values() if cell.life != "asleep" or cell.definition.has_hook("agent_stop")]
+
+    async def _end_root(self, until: float) -> None:
+        """Stop what is supervised, in reverse order: actors of users, then agents."""
+        ended = asyncio.Event()
+        self.root.watch(lambda _: self.core.call(ended.set))
+        self.root.post(End(until))
+        with suppress(TimeoutError):
+            await asyncio.wait_for(ended.wait(), max(until - self.env.monotonic(), 0.5))
+
+    async def stop_agents(self, seconds: float) -> None:
+        """Stop all agents in good order: at once, under one deadline."""
+        until = self.env.monotonic() + seconds
+        cells = [
+            cell for cell in self.cells.values() if cell.life != "asleep" or cell.definition.has_hook("agent_stop")
+        ]
         left, all_stopped = len(cells), asyncio.Event()
 
         def answer(_outcome: object) -> None:  # one that cannot be stopped in good order is stopped all the same
@@ -348,7 +370,12 @@ class System:
                 await asyncio.sleep(0)
         if cells:
             with suppress(TimeoutError):
-                await asyncio.wait_for(all_stopped.wait(), max(until - self.env.monotonic(), 0.5))
+                await asyncio.wait_for(all_stopped.wait(), max(until - self.env.monotonic(), 0.0))
+
+    def start_over(self) -> None:
+        """Let all agents begin again from their logs: their supervisor has failed, and is a new one."""
+        for cell in list(self.cells.values()):
+            cell.start_over()
 
     async def _until_idle(self, timeout: float) -> None:
         """Wait until no run is open, at most `timeout` seconds."""
@@ -380,12 +407,14 @@ class System:
         if after_run is not None and cell is not None and cell.committed.run is not None:
             self.bus.when_finished(after_run, partial(self.core.call, self._forget, forgotten, key))
             return
-        with self._lock:  # whoever starts the key meanwhile begins with another cell, or has begun with this one, and is told
+        with (
+            self._lock
+        ):  # whoever starts the key meanwhile begins with another cell, or has begun with this one, and is told
             cell = self.cells.pop(key, None)
             if cell is not None:
                 cell.stopped()
         if cell is not None:
-            self.supervisor.post(Gone(key))
+            self.agents.post(Gone(key))
         self.journal.forget(key, partial(_resolve, forgotten))
 
     def _restored(
@@ -401,12 +430,37 @@ class System:
     def _saturated(self, queued: int, workers: int) -> None:
         self.publish(ev.PoolSaturated(ts=self.env.now(), queued=queued, workers=workers))
 
-    def _supervisor_down(self, error: BaseException | None) -> None:
-        if error is None:
-            return
-        get_logger().error("the supervisor failed", error=repr(error), exc_info=error)
-        self.failure = RuntimeDown(f"the supervisor failed: {error!r}; open a new runtime")
-        self.bus.stop(self.failure)
+    def _root_down(self, down: Down) -> None:
+        """On the supervisors' loop."""
+        release(self.root.children, lambda: None)
+        if down.error is not None:
+            get_logger().error("the root supervisor failed", error=down.why, exc_info=down.error)
+            self.failure = RuntimeDown(f"the root supervisor failed: {down.why}; open a new runtime")
+            self.bus.stop(self.failure)
+
+
+class _Agents(SupervisorChild):
+    """The supervisor of agents, under the root. When it is restarted, all agents begin again from their logs."""
+
+    def __init__(self, system: System, place: Place) -> None:
+        super().__init__(SupervisorSpec("agents", strategy="dynamic"), place)
+        self._system = system
+
+    def make(self, number: int, ready: Callable[[], object]) -> Supervisor:
+        system = self._system
+        if number > 1:
+            system.core.call(system.start_over)
+        return AgentSupervisor(self.place.env, self.place.loop, lambda: len(system.cells), ready)
+
+    def end(self, by: Supervisor, seconds: float) -> None:
+        system = self._system
+
+        async def stop() -> None:
+            await system.stop_agents(seconds - min(LATE, seconds / 10))
+            self.place.loop.call(super(_Agents, self).end, by, 0.0)
+
+        if not system.core.call(lambda: system.core.spawn(stop())):
+            super().end(by, 0.0)
 
 
 def _given_back(ending: Ending, value: Any, duration: float) -> None:

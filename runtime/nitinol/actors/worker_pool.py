@@ -73,6 +73,8 @@ class Job:
 class Worker(ThreadActor):
     """Runs one job after another on its own daemon thread. Nothing that a job raises escapes."""
 
+    waits = True
+
     def __init__(self, finished: Callable[[Any, Job, bool, Any], None]) -> None:
         super().__init__()
         self._finished = finished

@@ -1,0 +1,203 @@
+"""Children of a supervisor: a user's actor, and another supervisor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import pykka
+
+from nitinol.actors.actor import Actor, Down, Home, home, shut_down
+from nitinol.actors.child_spec import ChildSpec, Spec, SupervisorSpec, check_actor_class
+from nitinol.actors.supervisor import Child, ChildDown, End, State, Supervisor, Up, release
+from nitinol.env import Env, Loop
+from nitinol.errors import ConfigurationError, StartFailed
+from nitinol.logs import get_logger
+
+LATE = 1.0
+"""Of the seconds that a supervisor has to stop, what is kept for telling of it; a tenth of them, if that is less."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where children live.
+
+    Args:
+        env: Their clock, and where threads come from.
+        loop: The supervisors' loop.
+        user: The loop of users' loop actors.
+    """
+
+    env: Env
+    loop: Loop
+    user: Loop
+
+
+def child_of(spec: Spec, place: Place) -> Child:
+    """The child that a spec describes."""
+    return ActorChild(spec, place) if isinstance(spec, ChildSpec) else SupervisorChild(spec, place)
+
+
+class ActorChild(Child):
+    """An actor of a user's."""
+
+    def __init__(self, spec: ChildSpec, place: Place) -> None:
+        super().__init__(spec.id, spec.restart, spec.shutdown, spec.intensity, spec.period)
+        self.spec = spec
+        self._place = place
+        self.actor: Actor | None = None
+        """The incarnation that is up, or comes up."""
+
+    @property
+    def now(self) -> State:
+        actor = self.actor
+        return "down" if self.state == "up" and (actor is None or actor.actor_stopped.is_set()) else self.state
+
+    @property
+    def inbox_depth(self) -> int:
+        actor = self.actor
+        return 0 if actor is None else len(cast("Any", actor.actor_inbox))
+
+    def begin(self, by: Supervisor) -> float:
+        self.actor = None
+        self._place.env.start_thread(f"start-{self.id}", partial(self._start, by, self.number))
+        return self.spec.start_timeout
+
+    def end(self, by: Supervisor, seconds: float) -> None:
+        if self.actor is None:  # it is being started: nobody is there to be asked
+            self.give_up()
+            by.post(ChildDown(self, self.number, Down(id=self.id, reason="shutdown")))
+        else:
+            shut_down(self.actor)
+
+    def give_up(self) -> None:
+        actor, self.actor = self.actor, None
+        if actor is not None:
+            get_logger().warning("an actor was given up", child=self.id, state=self.state)
+            actor.abandon()
+
+    def release(self, gone: Callable[[], object]) -> None:
+        actor = self.actor
+        if actor is None:
+            gone()
+            return
+        loop = self._place.loop
+        actor.watch(lambda _: loop.call(gone))
+        shut_down(actor)
+        loop.call_later(self.shutdown, actor.abandon)
+
+    def park(self, reason: str) -> None:
+        get_logger().error("an actor was parked", child=self.id, reason=reason)
+
+    def _start(self, by: Supervisor, number: int) -> None:
+        """On a thread of its own: it is a user's code."""
+        token = home.set(Home(self.id, self._place.env, self._place.user))
+        try:
+            actor = self._actor_of(self.spec.start())
+        except BaseException as error:
+            by.post(ChildDown(self, number, Down(id=self.id, reason="crash", error=error)))
+            return
+        finally:
+            home.reset(token)
+        self._place.loop.call(self._started, by, number, actor)
+
+    def _actor_of(self, ref: object) -> Actor:
+        if not isinstance(ref, pykka.ActorRef):
+            raise ConfigurationError(
+                f"child {self.id!r}: start returned {ref!r}; it must return what Feed.start(…) returns, a reference"
+            )
+        try:
+            check_actor_class(self.id, ref.actor_class)
+        except ConfigurationError:
+            ref.stop(block=False)
+            raise
+        actor = ref._actor_weakref()  # pyright: ignore[reportPrivateUsage] # references of Pykka's are weak
+        if actor is None:
+            raise StartFailed(f"child {self.id!r} was down before it was seen")
+        return cast("Actor", actor)
+
+    def _started(self, by: Supervisor, number: int, actor: Actor) -> None:
+        if number != self.number or self.state != "starting":  # nobody waits for it any more
+            actor.abandon()
+            return
+        self.actor = actor
+        actor.watch(lambda down: by.post(ChildDown(self, number, down)), lambda: by.post(Up(self, number)))
+
+
+class SupervisorChild(Child):
+    """A supervisor under a supervisor. Its children are kept over its own restarts, also those that were added."""
+
+    def __init__(self, spec: SupervisorSpec, place: Place) -> None:
+        super().__init__(spec.id, spec.restart, spec.shutdown, spec.intensity, spec.period)
+        self.spec = spec
+        self.place = place
+        self.children = [child_of(child, place) for child in spec.children]
+        self.supervisor: Supervisor | None = None
+        self._waiting: list[Any] = []
+
+    def post(self, message: Any) -> None:
+        """Tell the supervisor, or the next one, if it is being restarted. From any thread."""
+        self.place.loop.call(self._post, message)
+
+    def _post(self, message: Any) -> None:
+        if self.supervisor is None or self.supervisor.actor_stopped.is_set():
+            self._waiting.append(message)
+        else:
+            self.supervisor.post(message)
+
+    def begin(self, by: Supervisor) -> float | None:
+        number = self.number
+        self.supervisor = supervisor = self.make(number, lambda: by.post(Up(self, number)))
+        supervisor.watch(partial(self._down, by, number))
+        supervisor.launch()
+        waiting, self._waiting = self._waiting, []
+        for message in waiting:
+            supervisor.post(message)
+        starts = (getattr(child, "spec", None) for child in self.children)
+        return (
+            sum(getattr(spec, "start_timeout", spec and spec.shutdown) or 0.0 for spec in starts) + self.shutdown + LATE
+        )
+
+    def make(self, number: int, ready: Callable[[], object]) -> Supervisor:
+        """The supervisor of an incarnation."""
+        spec, place = self.spec, self.place
+        return Supervisor(
+            place.env,
+            place.loop,
+            self.id,
+            self.children,
+            spec.strategy,
+            storm=lambda: spec.storm,
+            period=spec.period,
+            shutdown=spec.shutdown,
+            strict=number == 1,
+            ready=ready,
+        )
+
+    def end(self, by: Supervisor, seconds: float) -> None:
+        assert self.supervisor is not None
+        self.supervisor.post(End(self.place.env.monotonic() + seconds - min(LATE, seconds / 10)))
+
+    def give_up(self) -> None:
+        if self.supervisor is not None:
+            self.supervisor.abandon()
+        for child in reversed(self.children):
+            child.number += 1
+            child.give_up()
+
+    def release(self, gone: Callable[[], object]) -> None:
+        assert self.supervisor is not None
+        loop = self.place.loop
+        self.supervisor.watch(lambda _: loop.call(gone))
+        self.supervisor.post(End(self.place.env.monotonic() + self.shutdown))
+
+    def park(self, reason: str) -> None:
+        get_logger().error("a supervisor was parked", supervisor=self.id, reason=reason)
+
+    def _down(self, by: Supervisor, number: int, down: Down) -> None:
+        """Its children do not outlive it."""
+        if down.reason == "crash":
+            get_logger().error("a supervisor failed", supervisor=self.id, error=down.why, exc_info=down.error)
+        release(self.children, lambda: by.post(ChildDown(self, number, down)))
