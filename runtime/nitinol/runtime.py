@@ -22,7 +22,7 @@ from nitinol.actors.bus import Overflow, Subscription, matching_types
 from nitinol.actors.child_spec import ChildSpec, SupervisorSpec
 from nitinol.actors.children import SupervisorChild
 from nitinol.actors.supervisor import Child
-from nitinol.actors.system import System
+from nitinol.actors.system import Outline, System
 from nitinol.agent import Agent, model_name
 from nitinol.child_ref import ChildRef, SupervisorRef, add, ref_to
 from nitinol.env import Env
@@ -794,9 +794,11 @@ class Runtime:
             state=_word_of(system.agents),
             restarts=max(system.agents.number - 1, 0),
             last_reason=system.agents.reason,
-            children=tuple(_agent_node(cell) for _, cell in sorted(system.everyone().items())),
+            children=tuple(map(_agent_node, system.outline())),
         )
-        return TreeNode(id="runtime", kind="supervisor", state=state, children=(*parts, agents, _node_of(system.users)))
+        users = _node_of(system.users)
+        children = (*parts, agents, users) if users.children or users.restarts else (*parts, agents)
+        return TreeNode(id="runtime", kind="supervisor", state=state, children=children)
 
     # -- the end
 
@@ -869,15 +871,14 @@ def _result_of_first(systems: Sequence[System], key: str, run_id: str) -> RunRes
     return result_of(system, key, run_id, None if cell is None else cell.definition.output)
 
 
-def _agent_node(cell: Cell) -> TreeNode:
-    state = cell.committed
+def _agent_node(agent: Outline) -> TreeNode:
     return TreeNode(
-        id=cell.key,
+        id=agent.key,
         kind="worker",
-        state=_WORDS.get(cell.life, state.activity),
-        restarts=max(state.incarnation - 1, 0),
-        last_reason=state.parked_because or (None if cell.last is None else cell.last.why),
-        inbox_depth=cell.inbox_depth,
+        state=_WORDS.get(agent.life, agent.activity),
+        restarts=agent.restarts,
+        last_reason=agent.last_reason,
+        inbox_depth=agent.inbox_depth,
     )
 
 

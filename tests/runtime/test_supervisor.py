@@ -363,7 +363,7 @@ def test_who_is_gone_is_not_restarted(bench: Bench) -> None:
     bench.crash(child)
     bench.tell(Gone("a"))
     assert bench.loop.pending() == 0
-    bench.tell(Wake(child, by_hand=True))
+    bench.tell(Wake(child, by_hand=False))
     bench.loop.advance(10 * CAP)
     assert (child.restarts, child.parks) == ([], [])
 

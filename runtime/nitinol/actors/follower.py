@@ -15,14 +15,14 @@ from typing import Any, ClassVar, NoReturn, cast
 from nitinol import events as ev
 from nitinol.actors.agent_actor import Cell, Events, Life, Services
 from nitinol.actors.bus import PAGE
-from nitinol.actors.system import Part, System
+from nitinol.actors.system import Outline, Part, System
 from nitinol.agent import Agent
 from nitinol.env import Env, Timer
 from nitinol.errors import KeyTaken, ReadOnly
 from nitinol.inputs import Input
 from nitinol.journal.read_only import ReadOnlyJournal
 from nitinol.logs import get_logger
-from nitinol.state import Activity, AgentState, BrokenLog
+from nitinol.state import AgentState, BrokenLog
 
 POLL = 0.05
 """Seconds between two looks at the end of the log."""
@@ -163,9 +163,9 @@ class Follower(System):
         """All agents of the store."""
         return {head.key: self._mirror(head.key, head.agent) for head in self._store.heads()}
 
-    def outline(self) -> list[tuple[str, Life, Activity]]:
+    def outline(self) -> list[Outline]:
         """What all agents of the store do, by their heads."""
-        return [(head.key, "up", head.state) for head in self._store.heads()]
+        return [Outline(head.key, "up", head.state) for head in self._store.heads()]
 
     def parts(self) -> list[Part]:
         """There are no more."""
@@ -223,6 +223,9 @@ class Follower(System):
             cell = self.cells.get(key)
             if isinstance(cell, Mirror):
                 cell.tell_waiters()
+
+    async def stop_agents(self, seconds: float) -> None:
+        """None lives here."""
 
     async def _wind_down(self, drain: float, until: float) -> None:
         """There is nothing to wait for, and nothing to end."""

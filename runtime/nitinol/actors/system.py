@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeVar, cast
 
@@ -58,6 +59,18 @@ ALARM = 60.0
 
 Part = tuple[str, Literal["supervisor", "worker"], str]
 """Of the supervision tree: id, kind and state."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """An agent in the supervision tree."""
+
+    key: str
+    life: Life
+    activity: Activity
+    restarts: int = 0
+    last_reason: str | None = None
+    inbox_depth: int = 0
 
 
 class System:
@@ -174,9 +187,9 @@ class System:
         """All live agents, by key."""
         return self.cells.copy()
 
-    def outline(self) -> list[tuple[str, Life, Activity]]:
+    def outline(self) -> list[Outline]:
         """What all live agents do, in order of their keys."""
-        return [(key, cell.life, cell.committed.activity) for key, cell in sorted(self.everyone().items())]
+        return [_outline(cell) for _, cell in sorted(self.everyone().items())]
 
     def parts(self) -> list[Part]:
         """What agents stand on."""
@@ -461,6 +474,12 @@ class _Agents(SupervisorChild):
 
         if not system.core.call(lambda: system.core.spawn(stop())):
             super().end(by, 0.0)
+
+
+def _outline(cell: Cell) -> Outline:
+    state = cell.committed
+    reason = state.parked_because or (None if cell.last is None else cell.last.why)
+    return Outline(cell.key, cell.life, state.activity, max(state.incarnation - 1, 0), reason, cell.inbox_depth)
 
 
 def _given_back(ending: Ending, value: Any, duration: float) -> None:
