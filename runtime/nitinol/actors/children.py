@@ -103,8 +103,8 @@ class ActorChild(Child):
             home.reset(token)
         self._place.loop.call(self._started, by, number, actor)
 
-    def _actor_of(self, ref: object) -> Actor:
-        if not isinstance(ref, pykka.ActorRef):
+    def _actor_of(self, ref: pykka.ActorRef[Any]) -> Actor:
+        if not isinstance(ref, pykka.ActorRef):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigurationError(
                 f"child {self.id!r}: start returned {ref!r}; it must return what Feed.start(…) returns, a reference"
             )
