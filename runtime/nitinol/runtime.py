@@ -776,9 +776,9 @@ class Runtime:
         self._system.check()
         return add(self._system.users, spec)
 
-    def _wait_for(self, future: Future[Any], name: str) -> Any:
+    def _wait_for(self, future: Future[Any], name: str, timeout: float | None = None) -> Any:
         with Waiting(self._system, name, f"await ….a{name}(…)"):
-            return future.result()
+            return future.result(timeout)
 
     # -- the tree
 

@@ -11,7 +11,7 @@ import pykka
 
 from nitinol.actors.actor import Actor, Down, Home, home, shut_down
 from nitinol.actors.child_spec import ChildSpec, Spec, SupervisorSpec, check_actor_class
-from nitinol.actors.supervisor import Child, ChildDown, End, State, Supervisor, Up, release
+from nitinol.actors.supervisor import Add, Child, ChildDown, End, State, StopChild, Supervisor, Up, refuse, release
 from nitinol.env import Env, Loop
 from nitinol.errors import ConfigurationError, StartFailed
 from nitinol.logs import get_logger
@@ -135,17 +135,45 @@ class SupervisorChild(Child):
         self.place = place
         self.children = [child_of(child, place) for child in spec.children]
         self.supervisor: Supervisor | None = None
+        self.closed = False
+        """Whether there will be none any more."""
         self._waiting: list[Any] = []
 
     def post(self, message: Any) -> None:
         """Tell the supervisor, or the next one, if it is being restarted. From any thread."""
-        self.place.loop.call(self._post, message)
+        if not self.place.loop.call(self._post, message):
+            self._refuse(message)
+
+    def close(self) -> None:
+        """Its supervisor will not come back: what is asked of it is refused."""
+        self.closed = True
+        self.settled()
+        for child in self.children:
+            if isinstance(child, SupervisorChild):
+                child.close()
+            child.settled()
+
+    def settled(self) -> None:
+        super().settled()
+        if self.state != "up" or self.closed:
+            waiting, self._waiting = self._waiting, []
+            for message in waiting:
+                self._refuse(message)
 
     def _post(self, message: Any) -> None:
-        if self.supervisor is None or self.supervisor.actor_stopped.is_set():
-            self._waiting.append(message)
-        else:
+        if self.supervisor is not None and not self.supervisor.actor_stopped.is_set():
             self.supervisor.post(message)
+        elif self.closed or self.state in ("parked", "ended", "stopped"):
+            self._refuse(message)
+        else:
+            self._waiting.append(message)
+
+    def _refuse(self, message: Any) -> None:
+        if isinstance(message, Add):
+            why = f"its supervisor {self.id!r} is {'stopped' if self.closed else self.state}"
+            refuse(message.child, StartFailed(f"child {message.child.id!r} was not started: {why}"))
+        elif isinstance(message, StopChild):
+            message.told()
 
     def begin(self, by: Supervisor) -> float | None:
         number = self.number
@@ -174,6 +202,7 @@ class SupervisorChild(Child):
             shutdown=spec.shutdown,
             strict=number == 1,
             ready=ready,
+            returned=self.post,
         )
 
     def end(self, by: Supervisor, seconds: float) -> None:

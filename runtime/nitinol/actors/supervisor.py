@@ -27,6 +27,8 @@ State = Literal["down", "starting", "up", "stopping", "backoff", "parked", "ende
 
 LIVE: tuple[State, ...] = ("starting", "up", "stopping")
 
+SETTLED: tuple[State, ...] = ("up", "parked", "ended", "stopped")
+
 
 class Child:
     """What a supervisor knows of a child, over all its incarnations. On the supervisors' loop, but for reading.
@@ -40,7 +42,9 @@ class Child:
     def __init__(self, id: str, restart: Restart, shutdown: float, intensity: int, period: float) -> None:
         self.id, self.restart, self.shutdown = id, restart, shutdown
         self.patience = Patience(intensity, period)
-        self.state: State = "down"
+        self._state: State = "down"
+        self.settling: list[Callable[[], object]] = []
+        """Told once it is up, or will not be without somebody's help."""
         self.number = 0
         """Of its incarnation. What is heard of an older one is passed over."""
         self.last: Down | None = None
@@ -52,6 +56,23 @@ class Child:
         """Told once of its first start; if that fails, the child was never there."""
         self.stopped: list[Callable[[], object]] = []
         """Told when it is down; while there are any, it was stopped from outside."""
+
+    @property
+    def state(self) -> State:
+        """What its supervisor knows of it."""
+        return self._state
+
+    @state.setter
+    def state(self, state: State) -> None:
+        self._state = state
+        if state in SETTLED:
+            self.settled()
+
+    def settled(self) -> None:
+        """It is up, or will not be without somebody's help."""
+        told, self.settling = self.settling, []
+        for each in told:
+            each()
 
     @property
     def inbox_depth(self) -> int:
@@ -160,6 +181,7 @@ class Supervisor(LoopActor):
         shutdown: Seconds in which its children stop when it fails.
         strict: Whether a child that does not come up at first fails the supervisor; else that is a crash as any other.
         ready: Called once all children were started.
+        returned: Given what users asked of it, and it did not get to.
     """
 
     def __init__(
@@ -175,13 +197,14 @@ class Supervisor(LoopActor):
         shutdown: float = 30.0,
         strict: bool = True,
         ready: Callable[[], object] | None = None,
+        returned: Callable[[Any], object] | None = None,
     ) -> None:
         super().__init__(loop)
         self.env = env
         self._name = id
         self.children, self._strategy = children, strategy
         self._storm, self._period, self._shutdown = storm, period, shutdown
-        self._strict, self._ready = strict, ready
+        self._strict, self._ready, self._returned = strict, ready, returned
         self._repeated: deque[float] = deque()
         """When children crashed that had crashed before in the period."""
         self._phase: Literal["stopping", "starting"] | None = "starting"
@@ -227,6 +250,10 @@ class Supervisor(LoopActor):
                 self._end_all("end", until)
             case _:
                 raise TypeError(f"the supervisor does not know {message!r}")
+
+    def on_unhandled(self, message: Any) -> None:
+        if self._returned is not None and isinstance(message, (Add, StopChild, Wake)):
+            self._returned(message)
 
     # -- one child
 
@@ -290,18 +317,14 @@ class Supervisor(LoopActor):
         child.state = "stopped" if told else "down"
         if child.restart == "temporary":
             self._remove(child)
-        if child.started is not None:
-            child.started(StartFailed(f"{child.id!r} was stopped before it was up"))
-            child.started = None
+        refuse(child, StartFailed(f"child {child.id!r} was stopped before it was up"))
         for each in told:
             each()
 
     def _never_was(self, child: Child, down: Down) -> None:
         """Its first start has failed: that is the business of whoever wanted it."""
         self._remove(child)
-        told, child.started = child.started, None
-        if told is not None:
-            told(_not_started(child, down))
+        refuse(child, _not_started(child, down))
 
     def _remove(self, child: Child) -> None:
         child.state = "ended"
@@ -353,9 +376,7 @@ class Supervisor(LoopActor):
                 f"supervisor {self.id!r} has a child {child.id!r} already, which is {other.state}; ids are unique: stop that one first"
             )
         if refusal is not None:
-            told, child.started = child.started, None
-            if told is not None:
-                told(refusal)
+            refuse(child, refusal)
             return
         if other is not None:
             self._remove(other)
@@ -477,6 +498,13 @@ def release(children: Sequence[Child], gone: Callable[[], object]) -> None:
         child.release(partial(one_is_gone, child))
     if not live:
         gone()
+
+
+def refuse(child: Child, error: Exception) -> None:
+    """Tell whoever waits for the first start of a child that it has none."""
+    told, child.started = child.started, None
+    if told is not None:
+        told(error)
 
 
 def _not_started(child: Child, down: Down) -> StartFailed:
