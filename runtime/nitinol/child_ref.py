@@ -94,7 +94,7 @@ class SupervisedRef:
             if self._child.now in SETTLED or self._parent.closed:
                 _set(settled)
             else:
-                self._child.settling.append(partial(_set, settled))
+                self._child.settling = [*(self._child.settling or ()), partial(_set, settled)]
 
         if not self._parent.place.loop.call(look):
             _set(settled)

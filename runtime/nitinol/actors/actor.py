@@ -67,12 +67,15 @@ class Down:
     """The `id` of its child spec, an agent's key, or the name of its class."""
     reason: Reason
     error: BaseException | None = None
-    """What escaped, for a crash."""
+    """What escaped, for a crash; not kept for those who come late to an agent's."""
+    why: str = ""
+    """The reason in words."""
 
-    @property
-    def why(self) -> str:
-        """The reason in words."""
-        return self.reason if self.error is None else f"{type(self.error).__name__}: {describe(self.error)[:2000]}"
+    def __post_init__(self) -> None:
+        if not self.why:
+            error = self.error
+            why = self.reason if error is None else f"{type(error).__name__}: {describe(error)[:2000]}"
+            object.__setattr__(self, "why", why)
 
 
 class ActorDown(AgentDown, pykka.ActorDeadError):

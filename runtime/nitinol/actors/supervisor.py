@@ -39,11 +39,15 @@ class Child:
         shutdown: Seconds it has to stop.
     """
 
+    __slots__ = (
+        "_state", "id", "last", "number", "patience", "reason", "restart", "settling", "shutdown", "started", "stopped", "timer",
+    )  # fmt: skip
+
     def __init__(self, id: str, restart: Restart, shutdown: float, intensity: int, period: float) -> None:
         self.id, self.restart, self.shutdown = id, restart, shutdown
         self.patience = Patience(intensity, period)
         self._state: State = "down"
-        self.settling: list[Callable[[], object]] = []
+        self.settling: list[Callable[[], object]] | None = None
         """Told once it is up, or will not be without somebody's help."""
         self.number = 0
         """Of its incarnation. What is heard of an older one is passed over."""
@@ -54,7 +58,7 @@ class Child:
         self.timer: Timer | None = None
         self.started: Callable[[Exception | None], object] | None = None
         """Told once of its first start; if that fails, the child was never there."""
-        self.stopped: list[Callable[[], object]] = []
+        self.stopped: list[Callable[[], object]] | None = None
         """Told when it is down; while there are any, it was stopped from outside."""
 
     @property
@@ -70,8 +74,8 @@ class Child:
 
     def settled(self) -> None:
         """It is up, or will not be without somebody's help."""
-        told, self.settling = self.settling, []
-        for each in told:
+        told, self.settling = self.settling, None
+        for each in told or ():
             each()
 
     @property
@@ -313,7 +317,7 @@ class Supervisor(LoopActor):
         self._advance()
 
     def _has_stopped(self, child: Child) -> None:
-        told, child.stopped = child.stopped, []
+        told, child.stopped = child.stopped or (), None
         child.state = "stopped" if told else "down"
         if child.restart == "temporary":
             self._remove(child)
@@ -386,11 +390,11 @@ class Supervisor(LoopActor):
 
     def _stop_one(self, child: Child, told: Callable[[], object]) -> None:
         if child.state in ("starting", "up"):
-            child.stopped.append(told)
+            child.stopped = [told]
             self._end(child)
             return
         if child.state == "stopping":
-            child.stopped.append(told)
+            child.stopped = [*(child.stopped or ()), told]
             return
         _cancel(child)
         if child in self.children:

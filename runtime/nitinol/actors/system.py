@@ -480,7 +480,7 @@ class _Agents(SupervisorChild):
 
 def _outline(cell: Cell) -> Outline:
     state = cell.committed
-    reason = state.parked_because or (None if cell.last is None else cell.last.why)
+    reason = state.parked_because or cell.last
     return Outline(cell.key, cell.life, state.activity, max(state.incarnation - 1, 0), reason, cell.inbox_depth)
 
 
