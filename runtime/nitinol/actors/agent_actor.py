@@ -212,7 +212,7 @@ class Cell:
             if self.life == "stopped":
                 told(Down(id=self.key, reason="shutdown"))
             elif self.life in ("backoff", "parked"):
-                told(Down(id=self.key, reason="crash", why=self.last or self.committed.parked_because or ""))
+                told(Down(id=self.key, reason="crash", text=self.last or self.committed.parked_because or ""))
             else:
                 self.watchers = [*(self.watchers or ()), told]
 
@@ -329,7 +329,7 @@ class Cell:
         self.last = why
         watchers, self.watchers = self.watchers, None
         for told in watchers or ():
-            told(Down(id=self.key, reason=reason, error=error, why=why))
+            told(Down(id=self.key, reason=reason, error=error, text=why))
 
     def _open_later(self, how: Opened) -> None:
         if self.reopening is None:
@@ -459,6 +459,7 @@ class Cell:
         if self.actor is not actor:
             return
         self.actor = None
+        actor.let_go()
         if error is None or self.life == "stopped":
             return
         self.life = "backoff"
@@ -581,6 +582,8 @@ class Cell:
 
 class AgentActor(LoopActor):
     """One incarnation: decides on inputs, commits what it decided, and keeps in flight what the state wants."""
+
+    _remembers = False  # who watches an agent watches its cell
 
     def __init__(self, cell: Cell, state: AgentState) -> None:
         services = cell.services

@@ -95,7 +95,7 @@ class AgentSupervisor(Supervisor):
                 child = self._records.get(agent.key)
                 if child is None:
                     child = self._records[agent.key] = _AgentChild(agent)
-                self._crashed(child, Down(id=agent.key, reason="crash", why=why))
+                self._crashed(child, Down(id=agent.key, reason="crash", text=why))
             case Wake(agent, by_hand):
                 child = self._records.get(agent.key)
                 if child is None and by_hand:  # it was parked under another incarnation of this supervisor

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+from pykka._envelope import Envelope
+
 from nitinol.actors.actor import Down, LoopActor
 from nitinol.actors.child_spec import STORM, Restart, Strategy
 from nitinol.actors.patience import Patience
@@ -246,6 +248,7 @@ class Supervisor(LoopActor):
                 self._advance()
             case _Due(child, number):
                 if child is not None and child.number == number and child.state == "backoff":
+                    child.timer = None
                     self._begin_child(child)
             case _Expired(child, number):
                 if child.number == number and child.state in LIVE:
@@ -254,6 +257,11 @@ class Supervisor(LoopActor):
                 self._end_all("end", until)
             case _:
                 raise TypeError(f"the supervisor does not know {message!r}")
+
+    def _now(self, message: Any) -> None:
+        """A timer: a message that is handled here and now; what escapes is a crash, as always."""
+        if not self.actor_stopped.is_set():
+            self._handle(Envelope(message))
 
     def on_unhandled(self, message: Any) -> None:
         if self._returned is not None and isinstance(message, (Add, StopChild, Wake)):
@@ -290,7 +298,7 @@ class Supervisor(LoopActor):
         child.end(self, seconds)
 
     def _expire_in(self, child: Child, seconds: float) -> None:
-        child.timer = self._loop.call_later(seconds, self.post, _Expired(child, child.number))
+        child.timer = self._loop.call_later(seconds, self._now, _Expired(child, child.number))
 
     def _expire(self, child: Child) -> None:
         was = child.state
@@ -357,7 +365,7 @@ class Supervisor(LoopActor):
             self._low = low if self._phase is None else min(low, self._low)
             self._phase, self._due = "stopping", max(self._due, now + delay)
         else:
-            child.timer = self._loop.call_later(delay, self.post, _Due(child, child.number))
+            child.timer = self._loop.call_later(delay, self._now, _Due(child, child.number))
 
     @property
     def _is_group(self) -> bool:
@@ -448,7 +456,7 @@ class Supervisor(LoopActor):
                 return
             wait = self._due - self.env.monotonic()
             if wait > 0:
-                self._timer = self._loop.call_later(wait, self.post, _Due(None, 0))
+                self._timer = self._loop.call_later(wait, self._now, _Due(None, 0))
                 return
             self._phase = "starting"
         if self._phase == "starting" and self._start_next():
