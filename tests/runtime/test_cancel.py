@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from tests.logs_of import SOON, assert_valid, log_of
-from tests.servers import Script, Server, hang, head, stream
+from tests.servers import Connection, Server, head, stream
 
 from nitinol import Agent, AgentRef, Hooks, Runtime, Tool, ToolContext, tool
 from nitinol.env import Env
@@ -179,17 +179,14 @@ def in_mid_stream(stage: Stage) -> RunHandle[Any]:
 
 
 def _at_the_vendor(stage: Stage, *pieces: bytes) -> RunHandle[Any]:
-    first_one = hang(pieces, closed=stage.gone)
+    async def stall(connection: Connection) -> None:
+        await connection.send(*pieces)
+        if len(pieces) < 2:  # else it is there when its reader has seen some of it
+            stage.here.set()
+        await connection.closed()
+        stage.gone.set()
 
-    async def serve(connection: Any) -> bool | None:
-        if len(server.requests) == 1:
-            if len(pieces) < 2:
-                stage.here.set()
-            return await first_one(connection)
-        return await stream(b"data: end\n\n")(connection)
-
-    script: Script = serve
-    server = stage.after.enter_context(Server(script))
+    server = stage.after.enter_context(Server(stall, stream(b"data: end\n\n")))
     with stage.rt.subscribe("model.delta") as deltas:
         agent: Agent[str] = Agent(name="a", model=Vendor(server.url))
         handle = stage.rt.start(agent, key="a").send("go")
@@ -296,7 +293,8 @@ def queued_for_a_slot(stage: Stage) -> RunHandle[Any]:
     workers = stage.rt._system.workers  # pyright: ignore[reportPrivateUsage]
     hog: Agent[str] = Agent(name="hog", model=first([call("hogs")] * workers), tools=[hogs])
     other = stage.rt.start(hog, key="hog").send("go")
-    stage.after.callback(lambda: [released.set(), other.result(SOON)])
+    stage.after.callback(other.result, SOON)
+    stage.after.callback(released.set)
     assert started.wait(SOON)
     with stage.rt.subscribe("pool.saturated") as full:
         handle = stage.send(call("work"), work)
