@@ -503,16 +503,16 @@ def assert_all_idle(rt: Runtime) -> None:
     for loop in (system.user, system.core):
         tasks_end_on(loop)
 
-    async def look() -> list[tuple[int, int, int]]:
-        pools = (system.pool, system.hook_pool)
-        async with asyncio.timeout(SOON):
-            while any(pool.abandoned for pool in pools):
-                await asyncio.sleep(0.001)
-        return [
-            (lane.busy, lane.queued, len(lane._groups)) for pool in pools for lane in (pool._threads, pool._coroutines)
-        ]
+    pools = (system.pool, system.hook_pool)
+    lanes = [lane for pool in pools for lane in (pool._threads, pool._coroutines)]
 
-    assert system.on_core(look).result(SOON + 1.0) == [(0, 0, 0)] * 4
+    async def come_to_rest() -> list[tuple[int, int]]:
+        async with asyncio.timeout(SOON):
+            while any(pool.abandoned for pool in pools) or any(lane.busy for lane in lanes):
+                await asyncio.sleep(0)  # a turn of the core loop, on which whoever comes back is heard
+        return [(lane.queued, len(lane._groups)) for lane in lanes]
+
+    assert system.on_core(come_to_rest).result(SOON + 1.0) == [(0, 0)] * 4
 
 
 @pytest.fixture
