@@ -17,6 +17,8 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
+from nitinol.watchdog import Blocking, Pulse, Watchdog
+
 AT_ONCE = 100
 """Calls that a loop makes before it looks at its timers and sockets."""
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
@@ -73,6 +75,10 @@ class LoopThread:
         self._ended = False
         self._loop = asyncio.new_event_loop()
         self._loop.set_exception_handler(_log_escape)
+        self.pulse = Pulse(name)
+        selector: Any = getattr(self._loop, "_selector", None)
+        if selector is not None:  # a loop that is not asyncio's own, such as uvloop's, is not watched
+            selector.select = self.pulse.around(selector.select, time.monotonic)
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._thread.start()
 
@@ -125,6 +131,7 @@ class LoopThread:
 
     def _main(self) -> None:
         _thread.is_loop = True
+        self.pulse.thread = threading.get_ident()
         asyncio.set_event_loop(self._loop)
         try:
             while not self._closed:
@@ -146,6 +153,7 @@ class LoopThread:
             for _ in range(len(self._calls) // AT_ONCE + 1):
                 self._drain()
             self._loop.close()
+            self.pulse.busy_since = 0.0
 
 
 def on_a_loop() -> bool:
@@ -173,6 +181,7 @@ class Env:
 
     def __init__(self, seed: int | None = None) -> None:
         self._random = random.Random(seed)
+        self._pulses: list[Pulse] = []
 
     def now(self) -> int:
         """Nanoseconds since 1970, UTC. For records and due times; order never comes from it."""
@@ -193,7 +202,27 @@ class Env:
 
     def start_loop(self, name: str) -> Loop:
         """Start a loop."""
-        return LoopThread(name)
+        loop = LoopThread(name)
+        self._pulses.append(loop.pulse)
+        return loop
+
+    def watch(
+        self, noticed: Callable[[Blocking], object], told: Callable[[Blocking], object]
+    ) -> Callable[[float], object]:
+        """Watch all loops that were started, in a thread that calls `noticed` and `told`: see `Watchdog`.
+
+        Returns:
+            What ends it, and waits for that some seconds at most.
+        """
+        watchdog = Watchdog(self._pulses, time.monotonic, noticed, told)
+        thread = threading.Thread(target=watchdog.run, name="nitinol-watchdog", daemon=True)
+        thread.start()
+
+        def end(timeout: float) -> None:
+            watchdog.stop()
+            thread.join(timeout)
+
+        return end
 
     def start_worker(self, actor_class: type[Any], *args: Any) -> Any:
         """Start an actor that runs what blocks: on a thread of its own. Its reference takes `tell` and `stop`."""

@@ -16,6 +16,7 @@ from random import Random
 from typing import Any
 
 from nitinol.env import AT_ONCE, Env
+from nitinol.watchdog import Blocking
 
 STEP = 40_000
 """Nanoseconds that a callback takes at most."""
@@ -342,6 +343,12 @@ class SimEnv(Env):
 
     def start_loop(self, name: str) -> SimLoop:
         return self.clockwork.loop(name)
+
+    def watch(
+        self, noticed: Callable[[Blocking], object], told: Callable[[Blocking], object]
+    ) -> Callable[[float], object]:
+        """Nobody: there is no thread, and no loop stands still in virtual time."""
+        return lambda timeout: None
 
     def pace(self) -> float:
         """Seconds until a worker begins, or is heard of again: mostly short."""

@@ -42,6 +42,7 @@ from nitinol.journal.base import Journal, taken
 from nitinol.logs import get_logger
 from nitinol.machine import GRACE, next_due, only_waits
 from nitinol.state import Activity, AgentState
+from nitinol.watchdog import Blocking
 
 T = TypeVar("T")
 
@@ -128,6 +129,7 @@ class System:
         self.failure: Exception | None = None
         """Why nothing can be asked of it any more."""
         self._lock = threading.Lock()
+        self._end_watch = env.watch(_warn_of_blocking, self._tell_blocking)
         # Journal, bus, gateway and pool come before: they are no actors, and live and die with the runtime.
         self.root = Supervisor(env, self.supervising, "runtime", [self.agents, self.users], "rest_for_one")
         self.root.watch(self._root_down)
@@ -274,6 +276,7 @@ class System:
         for loop in (self.user, self.core, self.supervising):
             ended &= loop.close(max(until - self.env.monotonic(), 0.1))
         self.journal.close()
+        self._end_watch(max(until - self.env.monotonic(), 0.1))
         return ended
 
     # -- on the core loop
@@ -443,6 +446,14 @@ class System:
     def _saturated(self, queued: int, workers: int) -> None:
         self.publish(ev.PoolSaturated(ts=self.env.now(), queued=queued, workers=workers))
 
+    def _tell_blocking(self, blocking: Blocking) -> None:
+        # By way of the core loop; if that is the one that is blocked, as soon as it goes on.
+        self.core.call(self._blocked, blocking)
+
+    def _blocked(self, blocking: Blocking) -> None:
+        now = self.env.now()
+        self.publish(ev.LoopBlocked(ts=now, seconds=blocking.seconds, stack=blocking.stack, loop=blocking.loop))
+
     def _root_down(self, down: Down) -> None:
         """On the supervisors' loop."""
         release(self.root.children, lambda: None)
@@ -482,6 +493,12 @@ def _outline(cell: Cell) -> Outline:
     state = cell.committed
     reason = state.parked_because or cell.last
     return Outline(cell.key, cell.life, state.activity, max(state.incarnation - 1, 0), reason, cell.inbox_depth)
+
+
+def _warn_of_blocking(blocking: Blocking) -> None:
+    get_logger().warning(
+        "a loop is blocked", loop=blocking.loop, seconds=round(blocking.seconds, 3), stack=blocking.stack
+    )
 
 
 def _given_back(ending: Ending, value: Any, duration: float) -> None:

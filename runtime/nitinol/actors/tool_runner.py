@@ -114,6 +114,8 @@ class _Execution:
         self.run, self.call, self.tool = run, call, tool
         self.at = (effect.run_id, effect.turn, effect.call_id)
         self.started: ev.ToolStarted | None = None
+        self.hooked: tuple[asyncio.Task[Any], ToolResult, float] | None = None
+        """The tool has returned, and the `after_tool` hooks see its result."""
         self.job = Job(
             group=port.key,
             run=self._call_async if tool.is_async else self._call,
@@ -130,7 +132,13 @@ class _Execution:
         return 0 if self.started is None else self.started.execution
 
     def cancel(self) -> None:
-        self.runner.pool.cancel(self.job)
+        run = self.port.committed.run
+        if self.hooked is None:
+            self.runner.pool.cancel(self.job)
+        elif run is not None and run.ending is not None:  # else it is the agent that stops: its next start decides
+            hooks, result, duration = self.hooked
+            if hooks.cancel():  # what the tool returned counts, whoever was still to see it
+                self._tell_result(result, duration)
 
     # -- on the core loop
 
@@ -155,7 +163,8 @@ class _Execution:
         match ending:
             case "returned":
                 if self.agent.has_hook("after_tool"):
-                    self.runner.core.spawn(self._after_tool(value, duration))
+                    hooks = self.runner.core.spawn(self._after_tool(value, duration))
+                    self.hooked = (hooks, value, duration)
                     return
                 self._tell_result(value, duration)
                 return

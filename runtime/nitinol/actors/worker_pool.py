@@ -109,6 +109,15 @@ class _Lane:
         waiting.append(job)
         self.queued += 1
 
+    def drop(self, job: Job) -> None:
+        """Forget a job that waits."""
+        waiting = self._groups[job.group]
+        waiting.remove(job)
+        self.queued -= 1
+        if not waiting:
+            del self._groups[job.group]
+            self._turns.remove(job.group)
+
     def take(self) -> Job | None:
         """The next job, if there is a slot for it."""
         while self._turns and self.busy < self.slots:
@@ -168,6 +177,8 @@ class WorkerPool:
         if job.state == "ended" or job.cancelled:
             return
         job.cancelled = True
+        if job.state == "queued":
+            self._lane(job).drop(job)
         if job.state in ("queued", "granting"):
             self._end(job, "cancelled", None)
         elif job.is_async:
