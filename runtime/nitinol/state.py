@@ -511,7 +511,12 @@ def _tool_requested(state: AgentState, event: ev.ToolRequested) -> None:
         )
     pinned = call.call.replace(name=event.name, arguments=event.arguments)
     _set_call(
-        run, event.call_id, call=pinned, stage="waiting", idempotency_key=event.idempotency_key, tool_hash=event.tool_hash
+        run,
+        event.call_id,
+        call=pinned,
+        stage="waiting",
+        idempotency_key=event.idempotency_key,
+        tool_hash=event.tool_hash,
     )
 
 
@@ -572,4 +577,14 @@ _FIELDS: dict[type, Callable[[Any], tuple[Any, ...]]] = {
     cls: attrgetter(*(item.name for item in fields(cls))) for cls in (AgentState, RunState)
 }
 
-__all__ = ["FOLD", "AgentState", "BrokenLog", "CallState", "Log", "PendingInput", "QueuedRun", "RunState", "estimate_tokens"]
+__all__ = [
+    "FOLD",
+    "AgentState",
+    "BrokenLog",
+    "CallState",
+    "Log",
+    "PendingInput",
+    "QueuedRun",
+    "RunState",
+    "estimate_tokens",
+]

@@ -149,6 +149,7 @@ def test_a_parked_agent_ends_a_run_that_is_cancelled() -> None:
 
 def test_the_report_of_an_attempt_that_a_crash_cut_off_is_billed() -> None:
     """The gateway closes the stream and settles it; the reservation is owed only where nobody reports. rule 5"""
+
     class Hangs(ScriptedProvider):
         async def stream(self, request: ModelRequest, http: Http) -> AsyncIterator[StreamPart]:
             self.requests.append(request)

@@ -279,7 +279,9 @@ def test_a_broken_page_costs_its_agent_and_no_other(path: Path) -> None:
             file.seek((page - 1) * size)
             file.write(b"\xff" * size)
     with Runtime(path, agents=[scout()], drain=0.0) as rt:
-        with pytest.raises(BrokenLog, match=r"agent 'broken': its log cannot be read: .*malformed; restore it from a backup"):
+        with pytest.raises(
+            BrokenLog, match=r"agent 'broken': its log cannot be read: .*malformed; restore it from a backup"
+        ):
             rt.start(scout(), key="broken").ask("hi", timeout=SOON)
         assert rt.get("broken").status().state == "parked"
         assert rt.get("whole").ask("hi", timeout=SOON).text == "hi"

@@ -25,6 +25,7 @@ from nitinol.actors.agent_actor import Cell, Life, Request, Services
 from nitinol.actors.bus import EventBus
 from nitinol.actors.gateway import ModelGateway
 from nitinol.actors.hook_runner import HookRunner
+from nitinol.actors.processes import Processes
 from nitinol.actors.supervisor import AgentSupervisor, Gone
 from nitinol.actors.tool_runner import ToolRunner
 from nitinol.actors.worker_pool import Ending, Job, WorkerPool
@@ -92,7 +93,8 @@ class System:
         self.hook_pool = WorkerPool(env, self.core, self.user, HOOK_WORKERS)
         self.hooks = HookRunner(self.hook_pool)
         self.pool = WorkerPool(env, self.core, self.user, workers, self._saturated)
-        self.tools = ToolRunner(env, self.core, self.pool, self.hooks, self.publish)
+        self.processes = Processes(env, self.core)
+        self.tools = ToolRunner(env, self.core, self.pool, self.processes, self.hooks, self.publish)
         self.gateway = ModelGateway(env, self.core, self.bus, self.hooks)
         self.supervisor = AgentSupervisor(env, self.supervising, self._supervisor_down)
         self.supervisor.launch()
@@ -108,6 +110,8 @@ class System:
             result_of=result_of,
         )
         self.cells: dict[str, Cell] = {}
+        self.warm = False
+        """What starts processes has been started, as an agent has tools for them."""
         self.failure: Exception | None = None
         """Why nothing can be asked of it any more."""
         self._lock = threading.Lock()
@@ -127,6 +131,9 @@ class System:
             if cell is None:
                 cell = self.cells[key] = Cell(self.services, key, agent)
                 self.core.call(cell.open)
+                if not self.warm and any(tool.isolation == "process" for tool in agent.tools):
+                    self.warm = True
+                    self.core.call(self._warm_up)
             elif cell.definition.name != agent.name:
                 raise KeyTaken(
                     f"key {key!r} lives as an agent {cell.definition.name!r}; it cannot be a {agent.name!r} too"
@@ -252,6 +259,7 @@ class System:
         ended = True
         for loop in (self.user, self.core, self.supervising):
             ended &= loop.close(max(until - self.env.monotonic(), 0.1))
+        self.processes.join(max(until - self.env.monotonic(), 0.1))
         self.journal.close()
         return ended
 
@@ -277,7 +285,7 @@ class System:
             self.core.call(self._let_sleep, before, cells)
         elif self.slept >= MANY:
             self.slept = 0
-            trim = Job(group="", run=self.env.give_back_memory, is_async=False, timeout=60.0, done=_given_back)
+            trim = Job(group="", run=self.env.give_back_memory, is_async=False, timeout=60.0, done=_ignored)
             self.hook_pool.submit(trim)
 
     def _ring(self) -> None:
@@ -311,6 +319,7 @@ class System:
             await self._wind_down(drain, self.env.monotonic() + deadline)
         self.pool.stop()
         self.hook_pool.stop()
+        self.processes.stop()
         failure = self.failure or RuntimeStopped("the runtime was stopped")
         try:
             await self.gateway.close()
@@ -333,7 +342,9 @@ class System:
                 for run_id in [*(queued.run_id for queued in state.queue), *([state.run.run_id] if state.run else [])]:
                     cell.submit(Cancel(run_id=run_id, by="stop"))
             await self._until_idle(min(GRACE + 1.0, max(until - self.env.monotonic(), 0.5)))
-        cells = [cell for cell in self.cells.values() if cell.life != "asleep" or cell.definition.has_hook("agent_stop")]
+        cells = [
+            cell for cell in self.cells.values() if cell.life != "asleep" or cell.definition.has_hook("agent_stop")
+        ]
         left, all_stopped = len(cells), asyncio.Event()
 
         def answer(_outcome: object) -> None:  # one that cannot be stopped in good order is stopped all the same
@@ -380,7 +391,9 @@ class System:
         if after_run is not None and cell is not None and cell.committed.run is not None:
             self.bus.when_finished(after_run, partial(self.core.call, self._forget, forgotten, key))
             return
-        with self._lock:  # whoever starts the key meanwhile begins with another cell, or has begun with this one, and is told
+        with (
+            self._lock
+        ):  # whoever starts the key meanwhile begins with another cell, or has begun with this one, and is told
             cell = self.cells.pop(key, None)
             if cell is not None:
                 cell.stopped()
@@ -398,6 +411,10 @@ class System:
                 self._set_alarm(due)
         _resolve(restored, error)
 
+    def _warm_up(self) -> None:
+        run = self.processes.warm_up
+        self.hook_pool.submit(Job(group="", run=run, is_async=False, timeout=60.0, done=_ignored))
+
     def _saturated(self, queued: int, workers: int) -> None:
         self.publish(ev.PoolSaturated(ts=self.env.now(), queued=queued, workers=workers))
 
@@ -409,7 +426,7 @@ class System:
         self.bus.stop(self.failure)
 
 
-def _given_back(ending: Ending, value: Any, duration: float) -> None:
+def _ignored(ending: Ending, value: Any, duration: float) -> None:
     """Nobody waits for it."""
 
 

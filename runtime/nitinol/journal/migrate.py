@@ -28,7 +28,9 @@ def prepare(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("BEGIN IMMEDIATE")
     epochs: dict[str, tuple[int, int]] = {}
     if found == 1:
-        epochs = {key: (epoch, base) for key, epoch, base in connection.execute("SELECT key, epoch, base_seq FROM heads")}
+        epochs = {
+            key: (epoch, base) for key, epoch, base in connection.execute("SELECT key, epoch, base_seq FROM heads")
+        }
         connection.execute("DROP TABLE heads")
         connection.execute("ALTER TABLE events ADD COLUMN blobs TEXT")
     for statement in TABLES.split(";\n"):
@@ -60,7 +62,9 @@ def rebuild_head(connection: sqlite3.Connection, key: str, base_seq: int) -> Hea
         return head_of(AgentState(key, events[-1].agent, seq=base_seq).fold(events))
     except NitinolError:
         last = events[-1]
-        return Head(key=key, agent=last.agent, seq=last.seq, state="idle", run_id=None, open_runs=0, active=False, due=None)
+        return Head(
+            key=key, agent=last.agent, seq=last.seq, state="idle", run_id=None, open_runs=0, active=False, due=None
+        )
 
 
 def bill_of(connection: sqlite3.Connection) -> Iterator[UsageUpdated]:

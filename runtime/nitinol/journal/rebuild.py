@@ -42,7 +42,14 @@ def _rebuild(connection: sqlite3.Connection) -> None:
     for key, epoch, first in connection.execute("SELECT key, max(epoch), min(seq) FROM events GROUP BY key"):
         before = known.setdefault(key, (epoch, first - 1))
         known[key] = (max(epoch, before[0]), before[1])
-    for table in ("heads", "snapshots", "timers", "scopes", "runs", "blob_uses"):  # snapshots come again as agents write
+    for table in (
+        "heads",
+        "snapshots",
+        "timers",
+        "scopes",
+        "runs",
+        "blob_uses",
+    ):  # snapshots come again as agents write
         connection.execute(f"DELETE FROM {table}")
     for key, (epoch, base) in known.items():
         head = rebuild_head(connection, key, base)

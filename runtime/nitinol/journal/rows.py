@@ -77,7 +77,12 @@ _DAY = 86_400 * 10**9
 
 def scopes_of(row: ev.UsageUpdated) -> tuple[tuple[str, str], ...]:
     """Where a row of the bill counts: (scope, name)."""
-    return ("agent", row.agent), ("day", _date(row.ts // _DAY)), ("key", row.key), ("model", f"{row.provider}:{row.model}")
+    return (
+        ("agent", row.agent),
+        ("day", _date(row.ts // _DAY)),
+        ("key", row.key),
+        ("model", f"{row.provider}:{row.model}"),
+    )
 
 
 class Rows:

@@ -243,7 +243,9 @@ class SqliteJournal(StoreReader):
             return BrokenLog(f"agent {key!r}: its log should end with event {row.seq}, which cannot be read")
         except StorageFailed as error:
             if error.__cause__ is not None and is_damaged(error.__cause__):
-                return BrokenLog(f"agent {key!r}: its log cannot be read: {error.__cause__}; {way_out(error.__cause__)}")
+                return BrokenLog(
+                    f"agent {key!r}: its log cannot be read: {error.__cause__}; {way_out(error.__cause__)}"
+                )
             return error
         except Exception as error:
             return error
