@@ -96,7 +96,8 @@ class Worker(ThreadActor):
     """Runs one job after another on its own daemon thread. Nothing that a job raises escapes.
 
     Args:
-        finished: Told of a job's end: the worker, the job, whether it returned, and the value or the exception.
+        finished: Told of a job's end: the worker, the job, whether it returned, and the value or the exception. It answers
+            False where it cannot be told any more.
         gone: Told when its thread ends, in whatever way.
     """
 
@@ -116,7 +117,8 @@ class Worker(ThreadActor):
             value, returned = error, False
         finally:
             _local.job = None
-        self._finished(self.actor_ref, job, returned, value)
+        if self._finished(self.actor_ref, job, returned, value) is False:
+            self.stop()  # nobody is there any more who would say so
 
     def on_failure(self, exception_type: Any, exception_value: Any, traceback: Any) -> None:
         self._died = exception_value
