@@ -92,7 +92,7 @@ def records(rt: Runtime, *tools: Tool, times: int = 1) -> tuple[ToolCallRecord, 
     return result.tool_calls
 
 
-def kinds() -> Any:
+def kinds() -> pytest.MarkDecorator:
     """Each isolation: what hangs there, what does not, how many threads are given up for one that hangs."""
     return pytest.mark.parametrize(
         ("hangs", "fine", "strands"),

@@ -17,6 +17,7 @@ Linux a worker dies with the template.
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import pickle
 import queue
@@ -31,6 +32,7 @@ import traceback
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from typing import Any, NoReturn
 
 import pydantic_core
@@ -128,6 +130,8 @@ class _Worker:
 def main() -> None:
     """Be the template. Arguments: the descriptor of the socket, and the parent's process id."""
     commands, parent = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
+    import_module("cloudpickle")  # which every call needs, and no fork has to load again
+    gc.freeze()
     woken, wake = os.pipe()
     for descriptor in (woken, wake):
         os.set_blocking(descriptor, False)
