@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 from tests.logs_of import SOON, assert_valid, log_of, wait_for
 
-from nitinol import Agent, Runtime, Tool, ToolContext, arun, run, tool
+from nitinol import Agent, HookContext, Hooks, Runtime, Tool, ToolContext, arun, run, tool
 from nitinol.actors.worker_pool import ABANDONED
 from nitinol.events import Event
 from nitinol.oneshot import default_runtime
+from nitinol.provider import ModelRequest
 from nitinol.result import ToolCallRecord
 from nitinol.testing import ScriptedProvider, call
 
@@ -276,3 +277,24 @@ def test_a_grandchild_knows_its_root(tmp_path: Any) -> None:
         assert runs["root"] == root.run_id
         assert [event.parent_run_id for event in events.values()] == [None, runs["root"], runs["middle"]]
         assert {event.root_run_id for event in events.values()} == {root.run_id}
+
+
+def test_what_a_tool_wakes_is_not_its_child() -> None:
+    """A hook of another agent, whose run a tool has begun, runs an agent too: that is nobody's child."""
+    leaf = child_agent()
+
+    class Asks(Hooks):
+        async def before_model(self, ctx: HookContext, request: ModelRequest) -> None:
+            await rt.start(leaf, key="leaf").aask("go", timeout=SOON)
+
+    with Runtime(workers=1, drain=0.0) as rt:
+        middle = Agent(name="middle", model=ScriptedProvider(["end"]), hooks=[Asks()])
+
+        @tool
+        def asks_middle() -> str:
+            """Ask."""
+            return rt.start(middle, key="middle").ask("go", timeout=SOON).text
+
+        root = rt.start(agent(asks_middle), key="root").ask("go", timeout=SOON)
+        events = [log_of(rt.get(key))[1] for key in ("middle", "leaf")]
+        assert [event.parent_run_id for event in events] == [root.run_id, None]

@@ -89,13 +89,6 @@ def pid() -> int:
     return os.getpid()
 
 
-@tool(isolation="process", timeout=0.3)
-def hangs() -> None:
-    """Hang, in a loop that takes the processor."""
-    while True:
-        pass
-
-
 @tool(isolation="process")
 def dies(how: str) -> None:
     """Die."""
@@ -540,6 +533,26 @@ def test_a_process_with_nothing_to_do_is_ended() -> None:
     finally:
         processes.stop()
         processes.join(SOON)
+
+
+@linux
+def test_the_dead_are_buried(processes: Processes) -> None:
+    """Once one is seen dead, no zombie is left of it, however long what has forked it lives."""
+    with pytest.raises(ProcessLost):
+        called(processes, dies, how="exit")
+    killed = called(processes, pid)
+    processes.take().end(SOON)
+    assert called(processes, pid) != killed  # which was forked after the other was let go
+    assert not Path(f"/proc/{killed}").exists()
+    assert len(list(children_of(processes))) == 1
+
+
+def children_of(processes: Processes) -> Iterator[int]:
+    """The workers that the system knows of, dead ones included."""
+    template = processes._template
+    assert template is not None
+    known = Path(f"/proc/{template._popen.pid}/task/{template._popen.pid}/children")
+    yield from (int(word) for word in known.read_text().split())
 
 
 @linux

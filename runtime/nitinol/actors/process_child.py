@@ -43,6 +43,8 @@ from nitinol.tool_spec import ToolContext, ToolResult, to_answer
 
 COMMAND = struct.Struct("!cq")
 """To the template: `F`ork, with the worker's socket and the pipe that tells of it, or `R`elease, and the worker's number."""
+READY = b"+"
+"""From the template, once: it can fork."""
 NOTE = struct.Struct("!i")
 """From the template: the process id, and later the exit code, negative for a signal. Or `NO_FORK` and the error number."""
 NO_FORK = -(1 << 30)
@@ -142,6 +144,7 @@ def main() -> None:
     waiting.register(woken, select.POLLIN)
     workers: dict[int, _Worker] = {}
     with suppress(EOFError, OSError):
+        commands.sendall(READY)
         while os.getppid() == parent:
             ready = {descriptor for descriptor, _ in waiting.poll(LOOK * 1000)}
             if woken in ready:
@@ -282,8 +285,6 @@ def work(channel: socket.socket, parent: int) -> NoReturn:
     try:
         os.setpgid(0, 0)
         calls = _Calls(channel, None if _dies_with(parent) else LOOK)
-        # What a tool forks must not hold the socket: its end says that the worker has ended.
-        os.register_at_fork(after_in_child=channel.close)
         threading.Thread(target=calls.read, name="nitinol-process", daemon=True).start()
         while True:
             request = calls.requests.get()

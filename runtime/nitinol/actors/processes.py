@@ -25,7 +25,7 @@ from contextlib import suppress
 from dataclasses import fields
 from typing import Any
 
-from nitinol.actors.process_child import COMMAND, HEAD, NO_FORK, NOTE, Progress, Reply, Request, framed
+from nitinol.actors.process_child import COMMAND, HEAD, NO_FORK, NOTE, READY, Progress, Reply, Request, framed
 from nitinol.env import Env, Loop
 from nitinol.errors import ToolError
 from nitinol.sending import pickled, pickled_function
@@ -35,6 +35,8 @@ IDLE = 60.0
 """Seconds after which a process that had nothing to do is ended."""
 KILL_WAIT = 1.0
 """Seconds that a killed process has to be seen dead; only one that hangs in the kernel needs longer than a few ms."""
+START = 30.0
+"""Seconds that what forks them has to start."""
 _MAIN = "from nitinol.actors.process_child import main; main()"
 
 
@@ -160,7 +162,7 @@ class Process:
         """Read what the template says of it; False if it has ended."""
         note = os.read(self._notes, NOTE.size)
         if len(note) < NOTE.size:
-            self._ended = True  # the template itself is gone
+            self._ended = self._template.lost = True
             return False
         (value,) = NOTE.unpack(note)
         if value == NO_FORK:
@@ -205,6 +207,10 @@ class _Template:
     """The process that forks. From any thread."""
 
     def __init__(self) -> None:
+        self.lost = False
+        """Its end was seen, before the system tells of it perhaps."""
+        self.ready = False
+        self._waiting = threading.Lock()
         self._lock = threading.Lock()
         self._commands, there = socket.socketpair()
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
@@ -224,7 +230,15 @@ class _Template:
 
     @property
     def alive(self) -> bool:
-        return self._popen.poll() is None
+        return not self.lost and self._popen.poll() is None
+
+    def wait(self) -> None:
+        """Wait until it is ready to fork, or has ended."""
+        with self._waiting:  # one reads what all wait for
+            if not self.ready:
+                waiting = select.poll()
+                waiting.register(self._commands, select.POLLIN)
+                self.ready = bool(waiting.poll(START * 1000)) and self._commands.recv(1) == READY
 
     def fork(self, number: int) -> Process:
         """Have it fork a worker. Does not wait for it."""
@@ -269,11 +283,20 @@ class Processes:
         self._numbers = itertools.count(1)
         self._sweeping = self._stopped = False
 
+    @property
+    def ready(self) -> bool:
+        """Whether a process can be had within milliseconds."""
+        template = self._template
+        return template is not None and template.ready and template.alive
+
     def warm_up(self) -> None:
-        """Start what starts processes, in time for the first call."""
-        with self._lock, suppress(OSError):  # the first call will say what is wrong
-            if not self._stopped:
-                self._warm()
+        """Start what starts processes, and wait until it can. Blocks, for a third of a second."""
+        with suppress(OSError):  # the first call will say what is wrong
+            with self._lock:
+                if self._stopped:
+                    return
+                template = self._warm()
+            template.wait()
 
     def take(self) -> Process:
         """A process for a call: one that waits, or a new one. Takes a few ms, once the template runs.

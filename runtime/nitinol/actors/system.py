@@ -133,7 +133,7 @@ class System:
                 self.core.call(cell.open)
                 if not self.warm and any(tool.isolation == "process" for tool in agent.tools):
                     self.warm = True
-                    self.core.call(self._warm_up)
+                    self.core.call(self.tools.warm_up)
             elif cell.definition.name != agent.name:
                 raise KeyTaken(
                     f"key {key!r} lives as an agent {cell.definition.name!r}; it cannot be a {agent.name!r} too"
@@ -285,7 +285,7 @@ class System:
             self.core.call(self._let_sleep, before, cells)
         elif self.slept >= MANY:
             self.slept = 0
-            trim = Job(group="", run=self.env.give_back_memory, is_async=False, timeout=60.0, done=_ignored)
+            trim = Job(group="", run=self.env.give_back_memory, is_async=False, timeout=60.0, done=_given_back)
             self.hook_pool.submit(trim)
 
     def _ring(self) -> None:
@@ -411,10 +411,6 @@ class System:
                 self._set_alarm(due)
         _resolve(restored, error)
 
-    def _warm_up(self) -> None:
-        run = self.processes.warm_up
-        self.hook_pool.submit(Job(group="", run=run, is_async=False, timeout=60.0, done=_ignored))
-
     def _saturated(self, queued: int, workers: int) -> None:
         self.publish(ev.PoolSaturated(ts=self.env.now(), queued=queued, workers=workers))
 
@@ -426,7 +422,7 @@ class System:
         self.bus.stop(self.failure)
 
 
-def _ignored(ending: Ending, value: Any, duration: float) -> None:
+def _given_back(ending: Ending, value: Any, duration: float) -> None:
     """Nobody waits for it."""
 
 

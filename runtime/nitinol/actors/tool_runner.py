@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from contextvars import ContextVar
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,14 @@ class ToolRunner:
             changed = call.call if answer is shown else answer.replace(call_id=call.call.call_id)
             port.tell(Prepared(**at, call=changed))
 
+    def warm_up(self, then: Callable[[], object] = lambda: None) -> None:
+        """Get ready to start processes; `then` is called in any case, and the first call says what is wrong."""
+
+        def done(ending: Ending, value: Any, duration: float) -> None:
+            then()
+
+        self.hooks.pool.submit(Job(group="", run=self.processes.warm_up, is_async=False, timeout=60.0, done=done))
+
     def ended(self, execution: _Execution) -> None:
         """An execution is over, and its answer told."""
         running = self._executions.get(execution.port.key)
@@ -146,6 +155,13 @@ class _Execution:
     # -- on the core loop
 
     def _ask_grant(self, proceed: Callable[[bool], None]) -> None:
+        if self.process is not None and not self.runner.processes.ready:
+            # The start of what forks processes is not on this call's time.
+            self.runner.warm_up(partial(self._begin, proceed))
+        else:
+            self._begin(proceed)
+
+    def _begin(self, proceed: Callable[[bool], None]) -> None:
         effect = self.effect
         future = self.port.ask(Granted(run_id=effect.run_id, turn=effect.turn, call_id=effect.call_id))
 
