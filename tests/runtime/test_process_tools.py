@@ -468,6 +468,15 @@ def test_a_process_is_started_anew_after_a_kill(processes: Processes) -> None:
     assert len({first, second, called(processes, pid)}) == 3
 
 
+def test_no_call_begins_before_processes_can_be_forked(rt: Runtime) -> None:
+    """So that its timeout is its own."""
+    with rt.subscribe("tool.started") as seen:
+        handle = rt.start(agent(pid)).send("go")
+        seen.get(SOON)
+        assert rt._system.processes.ready
+    assert handle.result(SOON).tool_calls[0].outcome == "ok"
+
+
 def test_one_that_is_killed_before_it_begins_does_not_begin(processes: Processes, tmp_path: Path) -> None:
     """The kill came first."""
     touched = tmp_path / "touched"
@@ -556,8 +565,12 @@ def children_of(processes: Processes) -> Iterator[int]:
 
 
 @linux
-def test_kill_9_leaves_no_process(tmp_path: Path) -> None:
-    """The runtime's process is killed: what it had started dies, a tool in a loop and what that had started included."""
+@pytest.mark.parametrize("state", ["busy", "stopped"])
+def test_kill_9_leaves_no_process(state: str) -> None:
+    """The runtime's process is killed: what it had started dies, a tool in a loop and what that had started included.
+
+    Also where the tool's process can do nothing about it.
+    """
     script = """
 import os, signal, subprocess, sys
 from nitinol import Runtime, Agent, ToolContext, tool
@@ -566,15 +579,17 @@ from nitinol.testing import ScriptedProvider, call
 @tool(isolation="process")
 def hangs(ctx: ToolContext) -> None:
     "Hang."
-    child = subprocess.Popen(["sleep", "1000"])
+    child = subprocess.Popen(["nohup", "sleep", "1000"], stderr=subprocess.DEVNULL)
     print(os.getppid(), os.getpid(), child.pid, flush=True)
+    if sys.argv[1] == "stopped":
+        os.kill(os.getpid(), signal.SIGSTOP)
     while True:
         pass
 
 with Runtime() as rt:
     rt.start(Agent(name="a", model=ScriptedProvider([[call("hangs")]]), tools=[hangs])).ask("go")
 """
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen([sys.executable, "-c", script, state], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         pids = [int(word) for word in parent.stdout.readline().split()]
         parent.kill()

@@ -409,8 +409,7 @@ class ProcessCall:
         finally:
             with self._lock:
                 self._process = None
-                healthy = healthy and not self._killed
-            if healthy:
+            if healthy:  # it is looked at once more before it is kept: it may be killed by now
                 self._processes.give_back(process)
             else:
                 process.end(KILL_WAIT)
