@@ -1,7 +1,7 @@
 """The one source of time, chance, ids and concurrency.
 
 Nothing else in the library reads a clock, draws a number, or starts a thread or a loop, but `http`, the
-worker threads and the stores on disk. A simulator gives another `Env` and runs the same code from a seed.
+worker threads and processes, and the stores on disk. A simulator gives another `Env` and runs the same code from a seed.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from nitinol.actors.child_spec import ChildSpec, SupervisorSpec
 from nitinol.actors.children import SupervisorChild
 from nitinol.actors.supervisor import Child
 from nitinol.actors.system import Outline, System
+from nitinol.actors.tool_runner import calling_run
 from nitinol.agent import Agent, model_name
 from nitinol.child_ref import ChildRef, SupervisorRef, add, ref_to
 from nitinol.env import Env
@@ -408,7 +409,15 @@ class AgentRef(Generic[OutT]):
                 raise ConfigurationError(
                     f"run_id={run_id!r} is a run of {found[0]!r} already; it cannot be one of {self.key!r} too"
                 )
-        return Send(run_id=new_id, prompt=message, history=tuple(messages), is_new=run_id is None)
+        caller = calling_run()
+        return Send(
+            run_id=new_id,
+            prompt=message,
+            history=tuple(messages),
+            parent_run_id=None if caller is None else caller.run_id,
+            root_run_id=None if caller is None else caller.root_run_id or caller.run_id,
+            is_new=run_id is None,
+        )
 
     def _handle(self, run_id: str) -> RunHandle[OutT]:
         return RunHandle(self._system, self._cell, run_id, self._output)

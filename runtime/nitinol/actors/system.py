@@ -28,6 +28,7 @@ from nitinol.actors.child_spec import SupervisorSpec
 from nitinol.actors.children import LATE, Place, SupervisorChild
 from nitinol.actors.gateway import ModelGateway
 from nitinol.actors.hook_runner import HookRunner
+from nitinol.actors.processes import Processes
 from nitinol.actors.supervisor import End, Supervisor, release
 from nitinol.actors.tool_runner import ToolRunner
 from nitinol.actors.worker_pool import Ending, Job, WorkerPool
@@ -108,7 +109,8 @@ class System:
         self.hook_pool = WorkerPool(env, self.core, self.user, HOOK_WORKERS)
         self.hooks = HookRunner(self.hook_pool)
         self.pool = WorkerPool(env, self.core, self.user, workers, self._saturated)
-        self.tools = ToolRunner(env, self.core, self.pool, self.hooks, self.publish)
+        self.processes = Processes(env, self.core)
+        self.tools = ToolRunner(env, self.core, self.pool, self.processes, self.hooks, self.publish)
         self.gateway = ModelGateway(env, self.core, self.bus, self.hooks)
         place = Place(env, self.supervising, self.user)
         self.agents = _Agents(self, place)
@@ -126,6 +128,8 @@ class System:
             result_of=result_of,
         )
         self.cells: dict[str, Cell] = {}
+        self.warm = False
+        """What starts processes has been started, as an agent has tools for them."""
         self.failure: Exception | None = None
         """Why nothing can be asked of it any more."""
         self._lock = threading.Lock()
@@ -150,6 +154,9 @@ class System:
             if cell is None:
                 cell = self.cells[key] = Cell(self.services, key, agent)
                 self.core.call(cell.open)
+                if not self.warm and any(tool.isolation == "process" for tool in agent.tools):
+                    self.warm = True
+                    self.core.call(self.tools.warm_up)
             elif cell.definition.name != agent.name:
                 raise KeyTaken(
                     f"key {key!r} lives as an agent {cell.definition.name!r}; it cannot be a {agent.name!r} too"
@@ -275,6 +282,7 @@ class System:
         ended = True
         for loop in (self.user, self.core, self.supervising):
             ended &= loop.close(max(until - self.env.monotonic(), 0.1))
+        self.processes.join(max(until - self.env.monotonic(), 0.1))
         self.journal.close()
         self._end_watch(max(until - self.env.monotonic(), 0.1))
         return ended
@@ -337,6 +345,7 @@ class System:
         await self._end_root(until)
         self.pool.stop()
         self.hook_pool.stop()
+        self.processes.stop()
         failure = self.failure or RuntimeStopped("the runtime was stopped")
         try:
             await self.gateway.close()
