@@ -29,7 +29,7 @@ from nitinol.actors.supervisor import AgentSupervisor, Gone
 from nitinol.actors.tool_runner import ToolRunner
 from nitinol.actors.worker_pool import Ending, Job, WorkerPool
 from nitinol.agent import Agent
-from nitinol.env import Env, Loop, Timer, on_a_loop
+from nitinol.env import Env, Loop, Timer, disown_in_child, on_a_loop
 from nitinol.errors import KeyTaken, RuntimeDown, RuntimeStopped, StorageFailed
 from nitinol.inputs import (
     Cancel,
@@ -51,6 +51,8 @@ BUSY = 0.01
 """Seconds between two sweeps at least."""
 MANY = 500
 """Agents that fell asleep, whose memory is worth giving back."""
+BLOCKED = 3.0
+"""Seconds that the coroutines of users have to end in."""
 ALARM = 60.0
 """Seconds between two looks at the timers at most."""
 
@@ -110,7 +112,13 @@ class System:
         self.cells: dict[str, Cell] = {}
         self.failure: Exception | None = None
         """Why nothing can be asked of it any more."""
+        self._draining: asyncio.Task[None] | None = None
+        self._hurried = False
+        self.process = env.process_id()
+        self.is_parents = False
+        """This process was forked from the one that it lives in."""
         self._lock = threading.Lock()
+        disown_in_child(self)
 
     # -- from any thread
 
@@ -207,6 +215,20 @@ class System:
         if self.failure is not None:
             raise self.failure
 
+    def check_process(self) -> None:
+        """Raise in the child of a fork, whose copies tell of what was, and would for ever."""
+        if self.is_parents:
+            self.check()
+
+    def disown(self) -> None:
+        """In the child of a fork: be stopped, and leave everything to the parent."""
+        self.is_parents = True
+        self.failure = RuntimeStopped(
+            f"this runtime belongs to process {self.process}, from which this one was forked; open your own after a fork"
+        )
+        self._lock = threading.Lock()
+        self.bus.disown(self.failure)
+
     def publish(self, event: ev.Event) -> None:
         """Publish an ephemeral event. On the core loop."""
         self.bus.publish([event])
@@ -246,12 +268,18 @@ class System:
             return done
         return self.on_core(partial(self._stop, drain, deadline))
 
+    def hurry(self) -> None:
+        """Let a stop wait for no run any longer. From any thread."""
+        self.core.call(self._hurry)
+
     def close_loops(self, timeout: float) -> bool:
         """End the loops. Not from one of them. Whether they ended in time."""
         until = self.env.monotonic() + timeout
         ended = True
         for loop in (self.user, self.core, self.supervising):
-            ended &= loop.close(max(until - self.env.monotonic(), 0.1))
+            # A user's coroutine that blocks its loop for ever is given up, as a thread would be.
+            left = min(until - self.env.monotonic(), BLOCKED if loop is self.user else timeout)
+            ended &= loop.close(max(left, 0.1))
         self.journal.close()
         return ended
 
@@ -324,9 +352,16 @@ class System:
                     await asyncio.sleep(0)
             self.bus.stop(failure)
 
+    def _hurry(self) -> None:
+        self._hurried = True
+        if self._draining is not None:
+            self._draining.cancel()
+
     async def _wind_down(self, drain: float, until: float) -> None:
         """Let runs end, or end them; then stop the agents in good order."""
-        await self._until_idle(min(drain, until - self.env.monotonic()))
+        if drain > 0 and not self._hurried:
+            self._draining = self.core.spawn(self._until_idle(min(drain, until - self.env.monotonic())))
+            await asyncio.wait([self._draining])
         if not self.journal.durable:
             for cell in self.cells.values():
                 state = cell.committed

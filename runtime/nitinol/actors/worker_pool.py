@@ -73,7 +73,7 @@ class Job:
 class Worker(ThreadActor):
     """Runs one job after another on its own daemon thread. Nothing that a job raises escapes."""
 
-    def __init__(self, finished: Callable[[Any, Job, bool, Any], None]) -> None:
+    def __init__(self, finished: Callable[[Any, Job, bool, Any], bool | None]) -> None:
         super().__init__()
         self._finished = finished
 
@@ -86,7 +86,8 @@ class Worker(ThreadActor):
             value, returned = error, False
         finally:
             _local.job = None
-        self._finished(self.actor_ref, job, returned, value)
+        if self._finished(self.actor_ref, job, returned, value) is False:
+            self.stop()  # its pool is gone, or in the parent: nobody will ever give it another job
 
 
 class _Lane:

@@ -9,7 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from nitinol.errors import StorageFailed
+from nitinol.env import disown_in_child
+from nitinol.errors import RuntimeStopped, StorageFailed
 from nitinol.events import EventBase, stamp, unpack
 from nitinol.journal import blobs
 from nitinol.journal.base import Head
@@ -28,6 +29,13 @@ class StoreReader:
         self._disk = disk
         self._idle: deque[sqlite3.Connection] = deque()
         self._closed = False
+        self._is_parents = False
+        disown_in_child(self)
+
+    def disown(self) -> None:
+        """In the child of a fork: read nothing more."""
+        self._is_parents = True
+        self._idle.clear()
 
     def read(self, key: str, after_seq: int = 0, limit: int | None = None) -> Sequence[EventBase]:
         """Committed events of a key behind a seq, in order."""
@@ -95,6 +103,10 @@ class StoreReader:
     @contextmanager
     def _connection(self) -> Generator[sqlite3.Connection, None, None]:
         """A connection for one query; as many exist as ever read at the same time. Also after `close_readers`."""
+        if self._is_parents:
+            raise RuntimeStopped(
+                f"store {str(self.path)!r} was opened before a fork, by another process; open your own"
+            )
         try:
             try:
                 connection = self._idle.pop()

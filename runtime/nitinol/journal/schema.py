@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import sqlite3
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from nitinol.errors import NewerSchema, StorageFailed
+from nitinol.env import disown_in_child
+from nitinol.errors import NewerSchema, StorageFailed, StoreInUse
 from nitinol.journal.owner import own
 
 SCHEMA = 2
@@ -59,13 +62,56 @@ class LocalDisk:
         return own(path)
 
     def connect(self, path: Path, *, read_only: bool = False) -> sqlite3.Connection:
+        _connections.check(path)
         if read_only:
             # Not `mode=rw`: the last one to leave a WAL behind would write it back into the file.
-            connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, check_same_thread=False)
+            connection = sqlite3.connect(
+                f"{path.as_uri()}?mode=ro", uri=True, check_same_thread=False, factory=_Connection
+            )
             connection.execute("PRAGMA query_only = ON")
         else:
-            connection = sqlite3.connect(path, timeout=5.0, isolation_level=None, check_same_thread=False)
+            connection = sqlite3.connect(
+                path, timeout=5.0, isolation_level=None, check_same_thread=False, factory=_Connection
+            )
+        _connections.opened(path, connection)
         return connection
+
+
+class _Connection(sqlite3.Connection):
+    """One that may be referred to weakly."""
+
+
+class _Connections:
+    """The connections of this process, which the child of a fork must neither use nor close.
+
+    SQLite keeps one book of the locks of a process. The child has a copy of its parent's, which says that it holds what
+    it does not: to close a connection there, or to open the same file, may damage the file.
+    """
+
+    def __init__(self) -> None:
+        self._open: weakref.WeakKeyDictionary[sqlite3.Connection, Path] = weakref.WeakKeyDictionary()
+        self._parents: set[Path] = set()
+        disown_in_child(self)
+
+    def opened(self, path: Path, connection: sqlite3.Connection) -> None:
+        self._open[connection] = path
+
+    def check(self, path: Path) -> None:
+        """Raise `StoreInUse` for a file that was open when this process was forked."""
+        if path in self._parents:
+            raise StoreInUse(
+                f"store {str(path)!r} was open in the process that this one was forked from, and SQLite forbids a child to"
+                " open it again; fork before you open it, or start the process anew (multiprocessing's 'spawn')"
+            )
+
+    def disown(self) -> None:
+        for connection, path in list(self._open.items()):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))  # nothing ever closes it, not even the end
+            self._parents.add(path)
+        self._open.clear()
+
+
+_connections = _Connections()
 
 
 def found_schema(connection: sqlite3.Connection, path: Path) -> int | None:
