@@ -756,24 +756,20 @@ class Runtime:
         if self._system.is_own_thread():
             raise WouldDeadlock("a runtime cannot be stopped on one of its own loops; use await rt.astop()")
         with Waiting(self._system, "stop", "await rt.astop()"):
-            stopped = self._begin_stop(drain)
             try:
-                self._await_stop(stopped)
-            except KeyboardInterrupt:
-                self._system.hurry()
-                self._await_stop(stopped)
+                self._await_stop(self._begin_stop(drain))
+            except (KeyboardInterrupt, SystemExit):  # of a signal's handler
+                self._await_stop(self._begin_stop(0))
                 raise
 
     async def astop(self, *, drain: float | None = None) -> None:
         """As `stop`. A cancelled task still waits for the end, and for no run any longer; cancelled again, it leaves."""
         if self._is_over():
             return
-        stopped = self._begin_stop(drain)
         try:
-            await self._aawait_stop(stopped)
+            await self._aawait_stop(self._begin_stop(drain))
         except asyncio.CancelledError:
-            self._system.hurry()
-            await self._aawait_stop(stopped)
+            await self._aawait_stop(self._begin_stop(0))
             raise
 
     def _is_over(self) -> bool:
@@ -872,8 +868,8 @@ def _close_abandoned() -> None:
     left = [rt for rt in _open if not rt._system.is_parents]  # pyright: ignore[reportPrivateUsage]
     systems = [rt._system for rt in left]  # pyright: ignore[reportPrivateUsage]
     for system in systems:
-        system.hurry()
-    wait_for_all([system.stop(0.0, EXIT) for system in systems], EXIT)
+        system.hurry()  # a stop that is under way
+    wait_for_all([rt._stopped or rt._system.stop(0.0, EXIT) for rt in left], EXIT)  # pyright: ignore[reportPrivateUsage]
     for system in systems:
         system.close_loops(EXIT)
 

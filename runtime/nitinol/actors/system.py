@@ -13,7 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any, Literal, TypeVar, cast
 
@@ -81,14 +81,15 @@ class System:
         """Agents that fell asleep since their memory was given back."""
         self.alarm: tuple[int, Timer] | None = None
         """When the next agent that sleeps, or was not opened yet, is due."""
-        self.core = env.start_loop("nitinol-core")
-        try:
+        with ExitStack() as undo:  # what was begun, if the rest cannot be: no file to be had, or no thread
+            self.core = env.start_loop("nitinol-core")
+            undo.callback(self.core.close, 1.0)
             journal = self.journal = open_journal(env, self.core)
-        except BaseException:
-            self.core.close(1.0)
-            raise
-        self.user = env.start_loop("nitinol-user")
-        self.supervising = env.start_loop("nitinol-supervisor")
+            undo.callback(journal.close)
+            self.user = env.start_loop("nitinol-user")
+            undo.callback(self.user.close, 1.0)
+            self.supervising = env.start_loop("nitinol-supervisor")
+            undo.pop_all()
         self.bus = EventBus(env, journal)
         self.bus.position = journal.position
         self.hook_pool = WorkerPool(env, self.core, self.user, HOOK_WORKERS)

@@ -58,6 +58,8 @@ def own(path: Path) -> Callable[[], None]:
 
 
 def _let_go(handle: int) -> None:
+    if handle not in _held:  # twice, or in the child of a fork
+        return
     _held.discard(handle)
     os.ftruncate(handle, 0)  # its name first: who comes next must not be told of one who has left
     os.close(handle)
