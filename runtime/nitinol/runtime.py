@@ -725,8 +725,15 @@ class Runtime:
         """The supervision tree. Never waits."""
         system = self._system
         system.check_process()
+        pasts = system.pasts()
         agents = tuple(
-            TreeNode(id=key, kind="worker", state=_WORDS.get(life, activity))
+            TreeNode(
+                id=key,
+                kind="worker",
+                state=_WORDS.get(life, activity),
+                restarts=pasts[key].restarts if key in pasts else 0,
+                last_reason=pasts[key].last_reason if key in pasts else None,
+            )
             for key, life, activity in system.outline()
         )
         parts = (

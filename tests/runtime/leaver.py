@@ -528,6 +528,7 @@ def way_fork_in_tool(rt: Runtime) -> None:
 
 
 def main() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
     before = held()
     rt = open_runtime()
     load(rt)

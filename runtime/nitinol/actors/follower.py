@@ -20,6 +20,7 @@ from nitinol.agent import Agent
 from nitinol.env import Env, Timer
 from nitinol.errors import KeyTaken, ReadOnly
 from nitinol.inputs import Input
+from nitinol.journal.base import Past
 from nitinol.journal.read_only import ReadOnlyJournal
 from nitinol.logs import get_logger
 from nitinol.state import Activity, AgentState, BrokenLog
@@ -166,6 +167,10 @@ class Follower(System):
     def outline(self) -> list[tuple[str, Life, Activity]]:
         """What all agents of the store do, by their heads."""
         return [(head.key, "up", head.state) for head in self._store.heads()]
+
+    def pasts(self) -> Mapping[str, Past]:
+        """By their logs."""
+        return self._store.pasts()
 
     def parts(self) -> list[Part]:
         """There are no more."""

@@ -30,12 +30,12 @@ from nitinol.actors.tool_runner import ToolRunner
 from nitinol.actors.worker_pool import Ending, Job, WorkerPool
 from nitinol.agent import Agent
 from nitinol.env import Env, Loop, Timer, disown_in_child, on_a_loop
-from nitinol.errors import KeyTaken, RuntimeDown, RuntimeStopped, StorageFailed
+from nitinol.errors import KeyTaken, RuntimeDown, RuntimeStopped
 from nitinol.inputs import (
     Cancel,
     Stop,
 )
-from nitinol.journal.base import Journal, taken
+from nitinol.journal.base import Journal, Past, taken
 from nitinol.logs import get_logger
 from nitinol.machine import GRACE, next_due, only_waits
 from nitinol.state import Activity, AgentState
@@ -154,10 +154,10 @@ class System:
             if head.agent in self.definitions:
                 self.cell(self.definitions[head.agent], head.key)
             else:
-                way_out = f"give the definition of {head.agent!r} as agents=, or rt.start it"
-                get_logger().warning(
-                    "an interrupted run waits for its agent", key=head.key, agent=head.agent, way_out=way_out
-                )
+                _warn_of_missing("an interrupted run waits for its agent", head.key, head.agent)
+        for key, name in self.journal.waiting():
+            if name not in self.definitions:
+                _warn_of_missing("a run waits for approval, and its agent is not known", key, name)
         self.core.call(self._ring)
         if self.idle is not None:
             self.core.call(self._sweep, self.idle)
@@ -178,6 +178,10 @@ class System:
     def outline(self) -> list[tuple[str, Life, Activity]]:
         """What all live agents do, in order of their keys."""
         return [(key, cell.life, cell.committed.activity) for key, cell in sorted(self.everyone().items())]
+
+    def pasts(self) -> Mapping[str, Past]:
+        """What is told of lives before this one; of the live system's own agents their cells tell."""
+        return {}
 
     def parts(self) -> list[Part]:
         """What agents stand on."""
@@ -322,8 +326,8 @@ class System:
                     cell.wake()
             for due, _ in self.journal.timers(after=now):
                 self._set_alarm(due)
-        except StorageFailed as error:
-            get_logger().error("the timers cannot be read", error=str(error))
+        except Exception as error:  # whatever it is: who is due later must be woken all the same
+            get_logger().error("the timers cannot be read", error=repr(error))
             self._set_alarm(now + int(ALARM * 1e9))
 
     def _set_alarm(self, due: int) -> None:
@@ -443,6 +447,11 @@ class System:
         get_logger().error("the supervisor failed", error=repr(error), exc_info=error)
         self.failure = RuntimeDown(f"the supervisor failed: {error!r}; open a new runtime")
         self.bus.stop(self.failure)
+
+
+def _warn_of_missing(what: str, key: str, name: str) -> None:
+    way_out = f"give the definition of {name!r} as agents=, or rt.start it"
+    get_logger().warning(what, key=key, agent=name, way_out=way_out)
 
 
 def _given_back(ending: Ending, value: Any, duration: float) -> None:

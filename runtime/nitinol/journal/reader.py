@@ -16,6 +16,7 @@ from nitinol.journal import blobs
 from nitinol.journal.base import Head
 from nitinol.journal.rows import SELECT_HEAD, Spent, to_head, to_spent
 from nitinol.journal.schema import Disk, storage_failed
+from nitinol.state import BrokenLog
 
 SELECT_EVENT = "SELECT position, type, body, blobs FROM events"
 """Gives what `to_events` takes."""
@@ -70,12 +71,25 @@ class StoreReader:
     def head(self, key: str) -> Head | None:
         """What is known of a key, if anything was ever written under it."""
         rows = self._select(f"{SELECT_HEAD} WHERE key = ? AND seq > base_seq", (key,))
-        return to_head(*rows[0]) if rows else None
+        return self._to_head(rows[0]) if rows else None
 
     def heads(self, *, active: bool = False) -> Sequence[Head]:
         """All keys, or those with something to do at once; in order."""
         where = "active" if active else "seq > base_seq"
-        return [to_head(*row) for row in self._select(f"{SELECT_HEAD} WHERE {where} ORDER BY key")]
+        return [self._to_head(row) for row in self._select(f"{SELECT_HEAD} WHERE {where} ORDER BY key")]
+
+    def waiting(self) -> Sequence[tuple[str, str]]:
+        """Keys whose open runs wait for nothing but people, and the names of their agents."""
+        return self._select("SELECT key, agent FROM heads WHERE open_runs AND NOT active AND state <> 'parked' ORDER BY key")
+
+    def _to_head(self, row: tuple[Any, ...]) -> Head:
+        try:
+            return to_head(*row)
+        except BrokenLog as error:
+            way_out = f"`nitinol verify {self.path} --rebuild` makes it anew, while nobody owns the store"
+            raise StorageFailed(
+                f"store {str(self.path)!r}: the row of agent {row[0]!r} in heads is damaged; {way_out}"
+            ) from error
 
     def timers(self, after: int = 0, until: int | None = None) -> Sequence[tuple[int, str]]:
         """When which key is due, in order of time: all behind `after` and by `until`, or just the first behind `after`."""
