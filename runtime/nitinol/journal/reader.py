@@ -15,7 +15,7 @@ from nitinol.events import EventBase, stamp, unpack
 from nitinol.journal import blobs
 from nitinol.journal.base import Head
 from nitinol.journal.rows import SELECT_HEAD, Spent, to_head, to_spent
-from nitinol.journal.schema import Disk, storage_failed
+from nitinol.journal.schema import Disk, in_sqlite, storage_failed
 from nitinol.state import BrokenLog
 
 SELECT_EVENT = "SELECT position, type, body, blobs FROM events"
@@ -80,7 +80,9 @@ class StoreReader:
 
     def waiting(self) -> Sequence[tuple[str, str]]:
         """Keys whose open runs wait for nothing but people, and the names of their agents."""
-        return self._select("SELECT key, agent FROM heads WHERE open_runs AND NOT active AND state <> 'parked' ORDER BY key")
+        return self._select(
+            "SELECT key, agent FROM heads WHERE open_runs AND NOT active AND state <> 'parked' ORDER BY key"
+        )
 
     def _to_head(self, row: tuple[Any, ...]) -> Head:
         try:
@@ -122,16 +124,17 @@ class StoreReader:
                 f"store {str(self.path)!r} was opened before a fork, by another process; open your own"
             )
         try:
-            try:
-                connection = self._idle.pop()
-            except IndexError:
-                connection = self._disk.connect(self.path, read_only=True)
-            try:
-                yield connection
-            finally:
-                self._idle.append(connection)
-                if self._closed:
-                    self.close_readers()
+            with in_sqlite:
+                try:
+                    connection = self._idle.pop()
+                except IndexError:
+                    connection = self._disk.connect(self.path, read_only=True)
+                try:
+                    yield connection
+                finally:
+                    self._idle.append(connection)
+                    if self._closed:
+                        self.close_readers()
         except sqlite3.Error as error:
             raise storage_failed(self.path, "read", error) from error
         except UnicodeEncodeError:  # a name that no store holds: nothing is found

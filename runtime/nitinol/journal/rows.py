@@ -209,7 +209,8 @@ def _to_head(
     cost: str | None, messages: int, started_at: int, last_event_at: int, due: int | None,
 ) -> Head:  # fmt: skip
     if state not in _STATES or not all(
-        isinstance(number, int) for number in (seq, open_runs, active, messages, started_at, last_event_at, due or 0)
+        isinstance(number, int)  # pyright: ignore[reportUnnecessaryIsInstance] # a column may hold anything
+        for number in (seq, open_runs, active, messages, started_at, last_event_at, due or 0)
     ):
         raise ValueError(f"no head has state {state!r}, or numbers that are none")
     return Head(
