@@ -292,6 +292,8 @@ def test_tree_beside_an_owner_and_after_its_death(beside: Owner, tmp_path: Path,
     beside.do("send scout/1 run-1 wait")
     beside.do("ask bad hello")
     beside.do("crash bad")
+    with Runtime(store, read_only=True) as rt, rt.subscribe("agent.parked", after=0) as parked:
+        wait_for(parked, "agent.parked")  # it is committed soon after
     lines = shown(capsys, "tree", store)
     assert lines[0] == f"{store}: owned by process {beside.process.pid}"
     assert lines[1] == "└─ agents: 2 agents (1 parked, 1 running), 1 open run"
