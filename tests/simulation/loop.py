@@ -373,5 +373,8 @@ class SimEnv(Env):
         box.handle = worker._handle_receive
         return worker.actor_ref
 
+    def start_thread(self, name: str, function: Callable[[], object]) -> None:
+        function()
+
     def process_id(self) -> int:
         return 1

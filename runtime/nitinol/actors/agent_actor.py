@@ -182,7 +182,7 @@ class Cell:
                 future.set_result(outcome)
 
         if not self.services.core.call(self.accept, Request(input, answer, then)):
-            answer(RuntimeStopped("the runtime was stopped"))
+            answer(self.services.bus.stopped or RuntimeStopped("the runtime was stopped"))
         return future
 
     def resume(self) -> Future[Events]:
@@ -202,7 +202,7 @@ class Cell:
 
         if not self.services.core.call(resume):
             future = Future()  # the call may be carried out after all
-            future.set_exception(RuntimeStopped("the runtime was stopped"))
+            future.set_exception(self.services.bus.stopped or RuntimeStopped("the runtime was stopped"))
         return future
 
     def watch(self, told: Callable[[Down], object]) -> None:

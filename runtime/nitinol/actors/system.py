@@ -13,7 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeVar, cast
@@ -33,8 +33,8 @@ from nitinol.actors.supervisor import End, Supervisor, release
 from nitinol.actors.tool_runner import ToolRunner
 from nitinol.actors.worker_pool import Ending, Job, WorkerPool
 from nitinol.agent import Agent
-from nitinol.env import Env, Loop, Timer, on_a_loop
-from nitinol.errors import KeyTaken, RuntimeDown, RuntimeStopped, StorageFailed
+from nitinol.env import Env, Loop, Timer, disown_in_child, on_a_loop
+from nitinol.errors import KeyTaken, RuntimeDown, RuntimeStopped
 from nitinol.inputs import (
     Cancel,
     Stop,
@@ -56,6 +56,8 @@ BUSY = 0.01
 """Seconds between two sweeps at least."""
 MANY = 500
 """Agents that fell asleep, whose memory is worth giving back."""
+BLOCKED = 3.0
+"""Seconds that the coroutines of users have to end in."""
 ALARM = 60.0
 """Seconds between two looks at the timers at most."""
 
@@ -96,14 +98,15 @@ class System:
         """Agents that fell asleep since their memory was given back."""
         self.alarm: tuple[int, Timer] | None = None
         """When the next agent that sleeps, or was not opened yet, is due."""
-        self.core = env.start_loop("nitinol-core")
-        try:
+        with ExitStack() as undo:  # what was begun, if the rest cannot be: no file to be had, or no thread
+            self.core = env.start_loop("nitinol-core")
+            undo.callback(self.core.close, 1.0)
             journal = self.journal = open_journal(env, self.core)
-        except BaseException:
-            self.core.close(1.0)
-            raise
-        self.user = env.start_loop("nitinol-user")
-        self.supervising = env.start_loop("nitinol-supervisor")
+            undo.callback(journal.close)
+            self.user = env.start_loop("nitinol-user")
+            undo.callback(self.user.close, 1.0)
+            self.supervising = env.start_loop("nitinol-supervisor")
+            undo.pop_all()
         self.bus = EventBus(env, journal)
         self.bus.position = journal.position
         self.hook_pool = WorkerPool(env, self.core, self.user, HOOK_WORKERS)
@@ -132,7 +135,13 @@ class System:
         """What starts processes has been started, as an agent has tools for them."""
         self.failure: Exception | None = None
         """Why nothing can be asked of it any more."""
+        self._draining: asyncio.Task[None] | None = None
+        self._hurried = False
+        self.process = env.process_id()
+        self.is_parents = False
+        """This process was forked from the one that it lives in."""
         self._lock = threading.Lock()
+        disown_in_child(self)
         self._end_watch = env.watch(_warn_of_blocking, self._tell_blocking)
         # Journal, bus, gateway and pool come before: they are no actors, and live and die with the runtime.
         self.root = Supervisor(env, self.supervising, "runtime", [self.agents, self.users], "rest_for_one")
@@ -175,10 +184,10 @@ class System:
             if head.agent in self.definitions:
                 self.cell(self.definitions[head.agent], head.key)
             else:
-                way_out = f"give the definition of {head.agent!r} as agents=, or rt.start it"
-                get_logger().warning(
-                    "an interrupted run waits for its agent", key=head.key, agent=head.agent, way_out=way_out
-                )
+                _warn_of_missing("an interrupted run waits for its agent", head.key, head.agent)
+        for key, name in self.journal.waiting():
+            if name not in self.definitions:
+                _warn_of_missing("a run waits for approval, and its agent is not known", key, name)
         self.core.call(self._ring)
         if self.idle is not None:
             self.core.call(self._sweep, self.idle)
@@ -237,6 +246,20 @@ class System:
         if self.failure is not None:
             raise self.failure
 
+    def check_process(self) -> None:
+        """Raise in the child of a fork, whose copies tell of what was, and would for ever."""
+        if self.is_parents:
+            self.check()
+
+    def disown(self) -> None:
+        """In the child of a fork: be stopped, and leave everything to the parent."""
+        self.is_parents = True
+        self.failure = RuntimeStopped(
+            f"this runtime belongs to process {self.process}, from which this one was forked; open your own after a fork"
+        )
+        self._lock = threading.Lock()
+        self.bus.disown(self.failure)
+
     def publish(self, event: ev.Event) -> None:
         """Publish an ephemeral event. On the core loop."""
         self.bus.publish([event])
@@ -276,12 +299,18 @@ class System:
             return done
         return self.on_core(partial(self._stop, drain, deadline))
 
+    def hurry(self) -> None:
+        """Let a stop wait for no run any longer. From any thread."""
+        self.core.call(self._hurry)
+
     def close_loops(self, timeout: float) -> bool:
         """End the loops. Not from one of them. Whether they ended in time."""
         until = self.env.monotonic() + timeout
         ended = True
         for loop in (self.user, self.core, self.supervising):
-            ended &= loop.close(max(until - self.env.monotonic(), 0.1))
+            # A user's coroutine that blocks its loop for ever is given up, as a thread would be.
+            left = min(until - self.env.monotonic(), BLOCKED if loop is self.user else timeout)
+            ended &= loop.close(max(left, 0.1))
         self.processes.join(max(until - self.env.monotonic(), 0.1))
         self.journal.close()
         self._end_watch(max(until - self.env.monotonic(), 0.1))
@@ -325,8 +354,8 @@ class System:
                     cell.wake()
             for due, _ in self.journal.timers(after=now):
                 self._set_alarm(due)
-        except StorageFailed as error:
-            get_logger().error("the timers cannot be read", error=str(error))
+        except Exception as error:  # whatever it is: who is due later must be woken all the same
+            get_logger().error("the timers cannot be read", error=repr(error))
             self._set_alarm(now + int(ALARM * 1e9))
 
     def _set_alarm(self, due: int) -> None:
@@ -357,9 +386,16 @@ class System:
                     await asyncio.sleep(0)
             self.bus.stop(failure)
 
+    def _hurry(self) -> None:
+        self._hurried = True
+        if self._draining is not None:
+            self._draining.cancel()
+
     async def _wind_down(self, drain: float, until: float) -> None:
         """Let runs end, or end them; then stop the agents in good order."""
-        await self._until_idle(min(drain, until - self.env.monotonic()))
+        if drain > 0 and not self._hurried:
+            self._draining = self.core.spawn(self._until_idle(min(drain, until - self.env.monotonic())))
+            await asyncio.wait([self._draining])
         if not self.journal.durable:
             for cell in self.cells.values():
                 state = cell.committed
@@ -508,6 +544,11 @@ def _warn_of_blocking(blocking: Blocking) -> None:
     get_logger().warning(
         "a loop is blocked", loop=blocking.loop, seconds=round(blocking.seconds, 3), stack=blocking.stack
     )
+
+
+def _warn_of_missing(what: str, key: str, name: str) -> None:
+    way_out = f"give the definition of {name!r} as agents=, or rt.start it"
+    get_logger().warning(what, key=key, agent=name, way_out=way_out)
 
 
 def _given_back(ending: Ending, value: Any, duration: float) -> None:
