@@ -149,6 +149,7 @@ class SupervisorChild(Child):
         self.closed = True
         self.settled()
         for child in self.children:
+            refuse(child, StartFailed(f"child {child.id!r} was not started: its supervisor {self.id!r} is stopped"))
             if isinstance(child, SupervisorChild):
                 child.close()
             child.settled()

@@ -362,7 +362,7 @@ class Supervisor(LoopActor):
             child.park(child.reason)
         elif self._is_group:
             low = 0 if self._strategy == "one_for_all" else self.children.index(child)
-            self._low = low if self._phase is None else min(low, self._low)
+            self._low = min(low, self._low) if self._phase == "stopping" else low
             self._phase, self._due = "stopping", max(self._due, now + delay)
         else:
             child.timer = self._loop.call_later(delay, self._now, _Due(child, child.number))
@@ -393,8 +393,7 @@ class Supervisor(LoopActor):
         if other is not None:
             self._remove(other)
         self.children.append(child)
-        if self._phase is None:
-            self._begin_child(child)
+        self._start_one(child)
 
     def _stop_one(self, child: Child, told: Callable[[], object]) -> None:
         if child.state in ("starting", "up"):
@@ -405,7 +404,10 @@ class Supervisor(LoopActor):
             child.stopped = [*(child.stopped or ()), told]
             return
         _cancel(child)
-        if child in self.children:
+        if child.started is not None:
+            self._remove(child)
+            refuse(child, StartFailed(f"child {child.id!r} was stopped before it was up"))
+        elif child in self.children:
             child.state = "stopped"
         told()
         self._advance()
@@ -423,8 +425,15 @@ class Supervisor(LoopActor):
         elif by_hand and child.state in ("parked", "ended", "stopped"):
             child.patience.clear()
             child.state = "down"
-            if self._phase is None or self.children.index(child) < self._low:
-                self._begin_child(child)
+            self._start_one(child)
+
+    def _start_one(self, child: Child) -> None:
+        """Start a child that is down: by itself, or in a phase, after those before it."""
+        if self._phase == "starting" or (self._phase is None and self._is_group):
+            self._phase, self._low = "starting", 0
+            self._advance()
+        elif self._phase is None:
+            self._begin_child(child)
 
     # -- several
 
@@ -458,7 +467,10 @@ class Supervisor(LoopActor):
             if wait > 0:
                 self._timer = self._loop.call_later(wait, self._now, _Due(None, 0))
                 return
-            self._phase = "starting"
+            for child in self.children[self._low :]:
+                if child.state in ("backoff", "ended"):
+                    child.state = "down"
+            self._phase, self._low = "starting", 0  # who was woken meanwhile is started too
         if self._phase == "starting" and self._start_next():
             self._phase, self._due = None, 0.0
             ready, self._ready = self._ready, None
@@ -477,7 +489,7 @@ class Supervisor(LoopActor):
     def _start_next(self) -> bool:
         """Start the first child that should live and does not, of dynamic ones all; whether all do."""
         for child in self.children[self._low :]:
-            if child.state == "down" or (self._is_group and child.state in ("backoff", "ended")):
+            if child.state == "down":
                 self._begin_child(child)
             if child.state == "starting" and self._strategy != "dynamic":
                 return False
