@@ -47,6 +47,7 @@ class ReadOnlyJournal(StoreReader):
 
     def pasts(self) -> Mapping[str, Past]:
         """The pasts of all agents, by key. One look through the store, for the events of these types alone; later calls read on."""
+        until = self.position
         with self._connection() as connection:
             select = f"{SELECT_EVENT} WHERE position > ? AND {_LIVES} ORDER BY position"
             events = to_events(connection, connection.execute(select, (self._seen,)))
@@ -57,7 +58,7 @@ class ReadOnlyJournal(StoreReader):
                     select = f"{SELECT_EVENT} WHERE key = ? AND seq > ? AND {_LIVES} ORDER BY seq"
                     again = _fold_on({}, to_events(connection, connection.execute(select, (key, base_seq))))
                     pasts[key] = again.get(key, Past())
-            self._pasts, self._seen = pasts, events[-1].position if events else self._seen
+            self._pasts, self._seen = pasts, max(until, events[-1].position if events else 0)
         return self._pasts
 
     def refusal(self, what: str) -> ReadOnly:
