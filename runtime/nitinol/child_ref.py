@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import pykka
 
@@ -16,8 +17,9 @@ from nitinol.actors.children import ActorChild, SupervisorChild, child_of
 from nitinol.actors.supervisor import Add, Child, State, StopChild, Wake
 from nitinol.errors import ConfigurationError, NotFound
 
-Wait = Callable[[Future[Any], str], Any]
-"""Waits for a future, refusing where that would deadlock; with the name of what waits."""
+T = TypeVar("T")
+Wait = Callable[[Callable[[], Future[Any]], str], Any]
+"""Does something and waits for its future, or refuses where that would deadlock; with the name of what waits."""
 
 
 class SupervisedRef:
@@ -46,7 +48,7 @@ class SupervisedRef:
 
     def stop(self) -> None:
         """Stop it, and wait until it is down, for its `shutdown` seconds at most. It stays in the tree; `resume` starts it again."""
-        self._wait(self._stop(), "stop")
+        self._wait(self._stop, "stop")
 
     async def astop(self) -> None:
         """As `stop`."""
@@ -58,7 +60,7 @@ class SupervisedRef:
 
     def _stop(self) -> Future[None]:
         stopped: Future[None] = Future()
-        self._parent.post(StopChild(self._child, lambda: stopped.set_result(None)))
+        self._parent.post(StopChild(self._child, partial(resolve, stopped, None)))
         return stopped
 
 
@@ -133,7 +135,7 @@ class ChildRef(SupervisedRef):
         return told
 
     def _down(self, told: Future[Down], to: ChildRef | pykka.ActorRef[Any] | None, down: Down) -> None:
-        told.set_result(down)
+        resolve(told, down)
         if to is not None:
             try:
                 to.tell(down)
@@ -168,14 +170,14 @@ class SupervisorRef(SupervisedRef):
 
     def supervise(self, spec: Spec) -> Any:
         """Start one more child, the last in order; see `Runtime.supervise`."""
-        added, child = add(self._child, spec)
-        self._wait(added, "supervise")
+        child = to_child(self._child, spec)
+        self._wait(partial(add, self._child, child), "supervise")
         return ref_to(self._child, child, self._wait)
 
     async def asupervise(self, spec: Spec) -> Any:
         """As `supervise`."""
-        added, child = add(self._child, spec)
-        await asyncio.wrap_future(added)
+        child = to_child(self._child, spec)
+        await asyncio.wrap_future(add(self._child, child))
         return ref_to(self._child, child, self._wait)
 
 
@@ -184,22 +186,36 @@ def ref_to(parent: SupervisorChild, child: Child, wait: Wait) -> ChildRef | Supe
     return SupervisorRef(parent, child, wait) if isinstance(child, SupervisorChild) else ChildRef(parent, child, wait)
 
 
-def add(parent: SupervisorChild, spec: Spec) -> tuple[Future[None], Child]:
-    """Add a child to a supervisor. The future ends when it is up; or with why it is not, and then it was never there.
+def to_child(parent: SupervisorChild, spec: Spec) -> Child:
+    """A child to be added to a supervisor.
 
     Raises:
-        ConfigurationError: It is no spec. The future's, if another child has its id.
+        ConfigurationError: It is no spec.
     """
     if not isinstance(spec, (ChildSpec, SupervisorSpec)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ConfigurationError(f"{spec!r} is neither a ChildSpec nor a SupervisorSpec")
-    child, added = child_of(spec, parent.place), Future[None]()
+    return child_of(spec, parent.place)
+
+
+def add(parent: SupervisorChild, child: Child) -> Future[None]:
+    """Add a child to a supervisor. The future ends when it is up; or with why it is not, and then it was never there.
+
+    The future's error is a `ConfigurationError` if another child has its id. If nobody waits any more, the child stays.
+    """
+    added: Future[None] = Future()
 
     def started(error: Exception | None) -> None:
-        if error is None:
-            added.set_result(None)
-        else:
-            added.set_exception(error)
+        resolve(added, None, error)
 
     child.started = started
     parent.post(Add(child))
-    return added, child
+    return added
+
+
+def resolve(future: Future[T], value: T, error: Exception | None = None) -> None:
+    """End a future, unless whoever waited for it has cancelled it."""
+    with suppress(InvalidStateError):
+        if error is None:
+            future.set_result(value)
+        else:
+            future.set_exception(error)

@@ -24,7 +24,7 @@ from nitinol.actors.children import SupervisorChild
 from nitinol.actors.supervisor import Child
 from nitinol.actors.system import Outline, System
 from nitinol.agent import Agent, model_name
-from nitinol.child_ref import ChildRef, SupervisorRef, add, ref_to
+from nitinol.child_ref import ChildRef, SupervisorRef, add, ref_to, resolve, to_child
 from nitinol.env import Env
 from nitinol.errors import (
     AgentStopped,
@@ -228,7 +228,7 @@ class AgentRef(Generic[OutT]):
             A future that holds the `Down`; it is set on a loop of the runtime's, which a callback must not block.
         """
         told: Future[Down] = Future()
-        self._cell.watch(told.set_result)
+        self._cell.watch(partial(resolve, told))
         return told
 
     def status(self) -> AgentStatus:
@@ -744,8 +744,8 @@ class Runtime:
             ConfigurationError: Another child has this id; or it is a plain Pykka actor, which cannot be supervised.
             RuntimeStopped: The runtime has stopped.
         """
-        added, child = self._to_supervise(spec)
-        self._wait_for(added, "supervise")
+        child = self._to_supervise(spec)
+        self._wait_for(partial(add, self._system.users, child), "supervise")
         return ref_to(self._system.users, child, self._wait_for)
 
     @overload
@@ -756,8 +756,8 @@ class Runtime:
 
     async def asupervise(self, spec: ChildSpec | SupervisorSpec) -> ChildRef | SupervisorRef:
         """As `supervise`."""
-        added, child = self._to_supervise(spec)
-        await asyncio.wrap_future(added)
+        child = self._to_supervise(spec)
+        await asyncio.wrap_future(add(self._system.users, child))
         return ref_to(self._system.users, child, self._wait_for)
 
     def child(self, id: str) -> ChildRef | SupervisorRef:
@@ -772,13 +772,13 @@ class Runtime:
         )
         return users
 
-    def _to_supervise(self, spec: ChildSpec | SupervisorSpec) -> tuple[Future[None], Child]:
+    def _to_supervise(self, spec: ChildSpec | SupervisorSpec) -> Child:
         self._system.check()
-        return add(self._system.users, spec)
+        return to_child(self._system.users, spec)
 
-    def _wait_for(self, future: Future[Any], name: str) -> Any:
+    def _wait_for(self, begin: Callable[[], Future[Any]], name: str) -> Any:
         with Waiting(self._system, name, f"await ….a{name}(…)"):
-            return future.result()
+            return begin().result()
 
     # -- the tree
 

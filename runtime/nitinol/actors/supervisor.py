@@ -48,6 +48,8 @@ class Child:
         self.reason: str | None = None
         """Why it does not live, or was restarted last, in words."""
         self.timer: Timer | None = None
+        self.until = 0.0
+        """When a start or a stop has taken too long."""
         self.started: Callable[[Exception | None], object] | None = None
         """Told once of its first start; if that fails, the child was never there."""
         self.stopped: list[Callable[[], object]] = []
@@ -57,6 +59,11 @@ class Child:
     def inbox_depth(self) -> int:
         """Messages that wait for it."""
         return 0
+
+    @property
+    def start_seconds(self) -> float:
+        """Seconds that its start may take."""
+        return 0.0
 
     @property
     def now(self) -> State:
@@ -81,6 +88,9 @@ class Child:
 
     def park(self, reason: str) -> None:
         """No more incarnations until somebody resumes it."""
+
+    def at_rest(self) -> None:
+        """It has no incarnation, and gets none by itself: it was parked or stopped, has ended, or left the tree."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +154,7 @@ class _Expired:
 
     child: Child
     number: int
+    state: State
 
 
 class Supervisor(LoopActor):
@@ -160,6 +171,7 @@ class Supervisor(LoopActor):
         shutdown: Seconds in which its children stop when it fails.
         strict: Whether a child that does not come up at first fails the supervisor; else that is a crash as any other.
         ready: Called once all children were started.
+        hand_on: Given what was asked of it and it did not get to.
     """
 
     def __init__(
@@ -175,6 +187,7 @@ class Supervisor(LoopActor):
         shutdown: float = 30.0,
         strict: bool = True,
         ready: Callable[[], object] | None = None,
+        hand_on: Callable[[Add | StopChild | Wake], object] | None = None,
     ) -> None:
         super().__init__(loop)
         self.env = env
@@ -182,6 +195,7 @@ class Supervisor(LoopActor):
         self.children, self._strategy = children, strategy
         self._storm, self._period, self._shutdown = storm, period, shutdown
         self._strict, self._ready = strict, ready
+        self._hand_on = hand_on
         self._repeated: deque[float] = deque()
         """When children crashed that had crashed before in the period."""
         self._phase: Literal["stopping", "starting"] | None = "starting"
@@ -194,8 +208,10 @@ class Supervisor(LoopActor):
         self._until = 0.0
 
     def on_start(self) -> None:
-        for child in self.children:
-            if child.state not in ("parked", "stopped"):
+        for child in list(self.children):
+            if child.restart == "temporary" and child.number:  # of the supervisor's last incarnation
+                self._leave(child, "its supervisor was restarted")
+            elif child.state not in ("parked", "stopped"):
                 child.state = "down"
         self._advance()
 
@@ -220,20 +236,24 @@ class Supervisor(LoopActor):
             case _Due(child, number):
                 if child is not None and child.number == number and child.state == "backoff":
                     self._begin_child(child)
-            case _Expired(child, number):
-                if child.number == number and child.state in LIVE:
+            case _Expired(child, number, state):
+                if child.number == number and child.state == state:
                     self._expire(child)
             case End(until):
                 self._end_all("end", until)
             case _:
                 raise TypeError(f"the supervisor does not know {message!r}")
 
+    def on_unhandled(self, message: Any) -> None:
+        if self._hand_on is not None and isinstance(message, (Add, StopChild, Wake)):
+            self._hand_on(message)
+
     # -- one child
 
     def _begin_child(self, child: Child) -> None:
         _cancel(child)
         if child.number:
-            child.patience.restart(self.env.monotonic())
+            child.patience.restart()
         child.state = "starting"
         child.number += 1
         seconds = child.begin(self)
@@ -245,6 +265,7 @@ class Supervisor(LoopActor):
     def _came_up(self, child: Child) -> None:
         _cancel(child)
         child.state = "up"
+        child.patience.up(self.env.monotonic())
         told, child.started = child.started, None
         if told is not None:
             told(None)
@@ -259,7 +280,8 @@ class Supervisor(LoopActor):
         child.end(self, seconds)
 
     def _expire_in(self, child: Child, seconds: float) -> None:
-        child.timer = self._loop.call_later(seconds, self.post, _Expired(child, child.number))
+        child.until = self.env.monotonic() + seconds
+        child.timer = self._loop.call_later(seconds, self.post, _Expired(child, child.number, child.state))
 
     def _expire(self, child: Child) -> None:
         was = child.state
@@ -273,7 +295,7 @@ class Supervisor(LoopActor):
         if was == "stopping":
             self._has_stopped(child)
         elif was == "starting" and child.started is not None:
-            self._never_was(child, down)
+            self._never_was(child, _not_started(child, down))
         elif was == "starting" and self._strict and self._ready is not None and self._ending is None:
             child.state = "down"
             self._end_all(_not_started(child, down), self.env.monotonic() + self._shutdown)
@@ -281,6 +303,7 @@ class Supervisor(LoopActor):
             self._remove(child)
         elif child.restart == "transient" and down.reason not in ("crash", "killed"):
             child.state = "ended"
+            child.at_rest()
         else:
             self._crashed(child, down)
         self._advance()
@@ -288,26 +311,30 @@ class Supervisor(LoopActor):
     def _has_stopped(self, child: Child) -> None:
         told, child.stopped = child.stopped, []
         child.state = "stopped" if told else "down"
-        if child.restart == "temporary":
-            self._remove(child)
-        if child.started is not None:
-            child.started(StartFailed(f"{child.id!r} was stopped before it was up"))
-            child.started = None
+        if child.restart == "temporary" or (child.started is not None and (told or self._ending is not None)):
+            self._leave(child, "it was stopped before it was up")
+        elif told:
+            child.at_rest()
         for each in told:
             each()
 
-    def _never_was(self, child: Child, down: Down) -> None:
+    def _leave(self, child: Child, why: str) -> None:
+        """It leaves the tree; whoever waits for its first start is told why."""
+        self._never_was(child, StartFailed(f"child {child.id!r} did not start: {why}"))
+
+    def _never_was(self, child: Child, error: Exception) -> None:
         """Its first start has failed: that is the business of whoever wanted it."""
         self._remove(child)
         told, child.started = child.started, None
         if told is not None:
-            told(_not_started(child, down))
+            told(error)
 
     def _remove(self, child: Child) -> None:
         child.state = "ended"
         if child in self.children:
             self._low -= self.children.index(child) < self._low
             self.children.remove(child)
+        child.at_rest()
 
     def _crashed(self, child: Child, down: Down) -> None:
         """It goes down although it should live: again, after a delay, with whoever goes with it; or not any more."""
@@ -325,6 +352,7 @@ class Supervisor(LoopActor):
             child.state = "parked"
             child.reason = f"{child.patience.spent}, the last: {down.why}"
             child.park(child.reason)
+            child.at_rest()
         elif self._is_group:
             low = 0 if self._strategy == "one_for_all" else self.children.index(child)
             self._low = low if self._phase is None else min(low, self._low)
@@ -360,8 +388,7 @@ class Supervisor(LoopActor):
         if other is not None:
             self._remove(other)
         self.children.append(child)
-        if self._phase is None:
-            self._begin_child(child)
+        self._start(child)
 
     def _stop_one(self, child: Child, told: Callable[[], object]) -> None:
         if child.state in ("starting", "up"):
@@ -373,8 +400,10 @@ class Supervisor(LoopActor):
             return
         _cancel(child)
         if child in self.children:
-            child.state = "stopped"
-        told()
+            child.stopped.append(told)
+            self._has_stopped(child)
+        else:
+            told()
         self._advance()
 
     def _wake(self, child: Child, by_hand: bool) -> None:
@@ -382,7 +411,7 @@ class Supervisor(LoopActor):
             self._woken(child, by_hand)
 
     def _woken(self, child: Child, by_hand: bool) -> None:
-        if child.state == "backoff" and self._is_group:
+        if child.state in ("backoff", "down") and self._is_group:
             self._due = self.env.monotonic()
             self._advance()
         elif child.state == "backoff":
@@ -390,8 +419,15 @@ class Supervisor(LoopActor):
         elif by_hand and child.state in ("parked", "ended", "stopped"):
             child.patience.clear()
             child.state = "down"
-            if self._phase is None or self.children.index(child) < self._low:
-                self._begin_child(child)
+            self._start(child)
+
+    def _start(self, child: Child) -> None:
+        """Start it now, or when its turn comes: in a group, nobody starts beside those before it."""
+        if self._phase is None and self._is_group:
+            self._phase, self._low = "starting", self.children.index(child)
+        elif self._phase is None or self.children.index(child) < self._low:
+            self._begin_child(child)
+        self._advance()
 
     # -- several
 
@@ -404,10 +440,14 @@ class Supervisor(LoopActor):
         self._until = until if self._ending is None else min(self._until, until)
         self._ending = self._ending or ending
         self._phase, self._low = "stopping", 0
-        for child in self.children:
+        for child in list(self.children):
             if child.state == "backoff":
                 _cancel(child)
                 child.state = "down"
+            elif child.state == "down" and child.started is not None:
+                self._leave(child, "its supervisor stopped")
+            elif child.state == "stopping" and self._until < child.until:
+                self._end(child)
         self._advance()
 
     def _advance(self) -> None:
@@ -426,6 +466,9 @@ class Supervisor(LoopActor):
                 self._timer = self._loop.call_later(wait, self.post, _Due(None, 0))
                 return
             self._phase = "starting"
+            for child in self.children[self._low :]:
+                if child.state in ("backoff", "ended"):
+                    child.state = "down"
         if self._phase == "starting" and self._start_next():
             self._phase, self._due = None, 0.0
             ready, self._ready = self._ready, None
@@ -444,7 +487,7 @@ class Supervisor(LoopActor):
     def _start_next(self) -> bool:
         """Start the first child that should live and does not, of dynamic ones all; whether all do."""
         for child in self.children[self._low :]:
-            if child.state == "down" or (self._is_group and child.state in ("backoff", "ended")):
+            if child.state == "down":
                 self._begin_child(child)
             if child.state == "starting" and self._strategy != "dynamic":
                 return False
@@ -458,6 +501,16 @@ class Supervisor(LoopActor):
         self._stop()
 
 
+def lay_down(child: Child) -> None:
+    """It is down, as its supervisor: as whoever stopped it wanted, if somebody did."""
+    told, child.stopped = child.stopped, []
+    child.state = "stopped" if told else "down"
+    if told:
+        child.at_rest()
+    for each in told:
+        each()
+
+
 def release(children: Sequence[Child], gone: Callable[[], object]) -> None:
     """Stop the children of a supervisor that died, and call `gone` when all are down."""
     live = [child for child in children if child.state in LIVE]
@@ -466,20 +519,21 @@ def release(children: Sequence[Child], gone: Callable[[], object]) -> None:
     def one_is_gone(child: Child) -> None:
         nonlocal left
         left -= 1
-        child.state = "down"
+        lay_down(child)
         if not left:
             gone()
 
     for child in children:
         _cancel(child)
-    for child in reversed(live):
-        child.number += 1  # what it still says is for nobody
+    for child in reversed(live):  # what they still say is for nobody: it goes to the dead one
         child.release(partial(one_is_gone, child))
     if not live:
         gone()
 
 
-def _not_started(child: Child, down: Down) -> StartFailed:
+def _not_started(child: Child, down: Down) -> StartFailed | ConfigurationError:
+    if isinstance(down.error, ConfigurationError):
+        return down.error
     error = StartFailed(f"child {child.id!r} did not start: {down.why}")
     error.__cause__ = down.error
     return error
