@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +12,19 @@ import pykka
 
 from nitinol.actors.actor import Actor, Down, Home, home, shut_down
 from nitinol.actors.child_spec import ChildSpec, Spec, SupervisorSpec, check_actor_class
-from nitinol.actors.supervisor import Add, Child, ChildDown, End, State, StopChild, Supervisor, Up, refuse, release
+from nitinol.actors.supervisor import (
+    LIVE,
+    Add,
+    Child,
+    ChildDown,
+    End,
+    State,
+    StopChild,
+    Supervisor,
+    Up,
+    lay_down,
+    release,
+)
 from nitinol.env import Env, Loop
 from nitinol.errors import ConfigurationError, StartFailed
 from nitinol.logs import get_logger
@@ -62,7 +75,14 @@ class ActorChild(Child):
 
     def begin(self, by: Supervisor) -> float:
         self.actor = None
-        self._place.env.start_thread(f"start-{self.id}", partial(self._start, by, self.number))
+        try:
+            self._place.env.start_thread(f"start-{self.id}", partial(self._start, by, self.number))
+        except RuntimeError as error:  # the process has as many threads as it may
+            by.post(ChildDown(self, self.number, Down(id=self.id, reason="crash", error=error)))
+        return self.start_seconds
+
+    @property
+    def start_seconds(self) -> float:
         return self.spec.start_timeout
 
     def end(self, by: Supervisor, seconds: float) -> None:
@@ -104,6 +124,8 @@ class ActorChild(Child):
         self._place.loop.call(self._started, by, number, actor)
 
     def _actor_of(self, ref: pykka.ActorRef[Any]) -> Actor:
+        if inspect.iscoroutine(ref):
+            ref.close()
         if not isinstance(ref, pykka.ActorRef):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigurationError(
                 f"child {self.id!r}: start returned {ref!r}; it must return what Feed.start(…) returns, a reference"
@@ -120,7 +142,7 @@ class ActorChild(Child):
 
     def _started(self, by: Supervisor, number: int, actor: Actor) -> None:
         if number != self.number or self.state != "starting":  # nobody waits for it any more
-            actor.abandon()
+            shut_down(actor)
             return
         self.actor = actor
         actor.watch(lambda down: by.post(ChildDown(self, number, down)), lambda: by.post(Up(self, number)))
@@ -133,61 +155,47 @@ class SupervisorChild(Child):
         super().__init__(spec.id, spec.restart, spec.shutdown, spec.intensity, spec.period)
         self.spec = spec
         self.place = place
-        self.children = [child_of(child, place) for child in spec.children]
+        self.children: list[Child] = [child_of(child, place) for child in spec.children]
         self.supervisor: Supervisor | None = None
-        self.closed = False
-        """Whether there will be none any more."""
         self._waiting: list[Any] = []
+        self.rests = False
+        """Whether no supervisor comes by itself."""
+
+    @property
+    def now(self) -> State:
+        supervisor = self.supervisor
+        return (
+            "down" if self.state == "up" and (supervisor is None or supervisor.actor_stopped.is_set()) else self.state
+        )
 
     def post(self, message: Any) -> None:
         """Tell the supervisor, or the next one, if it is being restarted. From any thread."""
         if not self.place.loop.call(self._post, message):
-            self._refuse(message)
-
-    def close(self) -> None:
-        """Its supervisor will not come back: what is asked of it is refused."""
-        self.closed = True
-        self.settled()
-        for child in self.children:
-            refuse(child, StartFailed(f"child {child.id!r} was not started: its supervisor {self.id!r} is stopped"))
-            if isinstance(child, SupervisorChild):
-                child.close()
-            child.settled()
-
-    def settled(self) -> None:
-        super().settled()
-        if self.state != "up" or self.closed:
-            waiting, self._waiting = self._waiting, []
-            for message in waiting:
-                self._refuse(message)
+            self._answer(message)
 
     def _post(self, message: Any) -> None:
-        if self.supervisor is not None and not self.supervisor.actor_stopped.is_set():
-            self.supervisor.post(message)
-        elif self.closed or self.state in ("parked", "ended", "stopped"):
-            self._refuse(message)
-        else:
+        if self.rests:
+            self._answer(message)
+        elif self.supervisor is None or self.supervisor.actor_stopped.is_set():
             self._waiting.append(message)
-
-    def _refuse(self, message: Any) -> None:
-        if isinstance(message, Add):
-            why = f"its supervisor {self.id!r} is {'stopped' if self.closed else self.state}"
-            refuse(message.child, StartFailed(f"child {message.child.id!r} was not started: {why}"))
-        elif isinstance(message, StopChild):
-            message.told()
+        else:
+            self.supervisor.post(message)
 
     def begin(self, by: Supervisor) -> float | None:
         number = self.number
+        self.rests = False
         self.supervisor = supervisor = self.make(number, lambda: by.post(Up(self, number)))
         supervisor.watch(partial(self._down, by, number))
         supervisor.launch()
         waiting, self._waiting = self._waiting, []
         for message in waiting:
             supervisor.post(message)
-        starts = (getattr(child, "spec", None) for child in self.children)
-        return (
-            sum(getattr(spec, "start_timeout", spec and spec.shutdown) or 0.0 for spec in starts) + self.shutdown + LATE
-        )
+        return self.start_seconds
+
+    @property
+    def start_seconds(self) -> float:
+        """Those of all its children, and of stopping them."""
+        return sum(child.start_seconds for child in self.children) + self.shutdown + LATE
 
     def make(self, number: int, ready: Callable[[], object]) -> Supervisor:
         """The supervisor of an incarnation."""
@@ -203,7 +211,7 @@ class SupervisorChild(Child):
             shutdown=spec.shutdown,
             strict=number == 1,
             ready=ready,
-            returned=self.post,
+            hand_on=self._post,
         )
 
     def end(self, by: Supervisor, seconds: float) -> None:
@@ -211,11 +219,12 @@ class SupervisorChild(Child):
         self.supervisor.post(End(self.place.env.monotonic() + seconds - min(LATE, seconds / 10)))
 
     def give_up(self) -> None:
+        for child in reversed(self.children):
+            if child.state in LIVE:
+                child.give_up()
+                lay_down(child)
         if self.supervisor is not None:
             self.supervisor.abandon()
-        for child in reversed(self.children):
-            child.number += 1
-            child.give_up()
 
     def release(self, gone: Callable[[], object]) -> None:
         assert self.supervisor is not None
@@ -225,6 +234,30 @@ class SupervisorChild(Child):
 
     def park(self, reason: str) -> None:
         get_logger().error("a supervisor was parked", supervisor=self.id, reason=reason)
+
+    def at_rest(self) -> None:
+        super().at_rest()
+        self.rests = True
+        waiting, self._waiting = self._waiting, []
+        for message in waiting:
+            self._answer(message)
+        for child in list(self.children):
+            if child.started is not None:
+                self.children.remove(child)
+                self._answer(Add(child))
+            child.at_rest()
+
+    def _answer(self, message: Any) -> None:
+        """What a supervisor would have done, where there is none."""
+        match message:
+            case Add(child) if child.started is not None:
+                told, child.started = child.started, None
+                told(StartFailed(f"child {child.id!r} did not start: its supervisor {self.id!r} is {self.state}"))
+            case StopChild(child, told):
+                child.state = "stopped"
+                told()
+            case _:  # whoever is woken comes up with its supervisor
+                return
 
     def _down(self, by: Supervisor, number: int, down: Down) -> None:
         """Its children do not outlive it."""

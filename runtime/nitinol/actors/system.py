@@ -502,8 +502,8 @@ class System:
     def _root_down(self, down: Down) -> None:
         """On the supervisors' loop."""
         release(self.root.children, lambda: None)
-        for child in (self.agents, self.users):
-            child.close()
+        for child in self.root.children:
+            child.at_rest()
         if down.error is not None:
             get_logger().error("the root supervisor failed", error=down.why, exc_info=down.error)
             self.failure = RuntimeDown(f"the root supervisor failed: {down.why}; open a new runtime")
