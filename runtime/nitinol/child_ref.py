@@ -14,6 +14,7 @@ from nitinol.actors.actor import ActorDown, ActorRef, Answer, Down
 from nitinol.actors.child_spec import ChildSpec, Spec, SupervisorSpec
 from nitinol.actors.children import ActorChild, SupervisorChild, child_of
 from nitinol.actors.supervisor import Add, Child, State, StopChild, Wake
+from nitinol.env import resolve
 from nitinol.errors import ConfigurationError, NotFound
 
 Wait = Callable[[Future[Any], str], Any]
@@ -58,7 +59,7 @@ class SupervisedRef:
 
     def _stop(self) -> Future[None]:
         stopped: Future[None] = Future()
-        self._parent.post(StopChild(self._child, lambda: stopped.set_result(None)))
+        self._parent.post(StopChild(self._child, partial(resolve, stopped)))
         return stopped
 
 
@@ -133,7 +134,7 @@ class ChildRef(SupervisedRef):
         return told
 
     def _down(self, told: Future[Down], to: ChildRef | pykka.ActorRef[Any] | None, down: Down) -> None:
-        told.set_result(down)
+        resolve(told, down)
         if to is not None:
             try:
                 to.tell(down)
@@ -195,10 +196,7 @@ def add(parent: SupervisorChild, spec: Spec) -> tuple[Future[None], Child]:
     child, added = child_of(spec, parent.place), Future[None]()
 
     def started(error: Exception | None) -> None:
-        if error is None:
-            added.set_result(None)
-        else:
-            added.set_exception(error)
+        resolve(added, error=error)
 
     child.started = started
     parent.post(Add(child))

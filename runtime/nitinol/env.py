@@ -15,6 +15,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from typing import Any, Protocol
 
 AT_ONCE = 100
@@ -146,6 +148,16 @@ class LoopThread:
             for _ in range(len(self._calls) // AT_ONCE + 1):
                 self._drain()
             self._loop.close()
+
+
+def resolve(future: Future[Any], value: Any = None, error: BaseException | None = None) -> None:
+    """Give a future its outcome, unless it has one, or whoever waited for it has given up."""
+    with suppress(InvalidStateError):
+        if not future.done() and future.set_running_or_notify_cancel():
+            if error is None:
+                future.set_result(value)
+            else:
+                future.set_exception(error)
 
 
 def on_a_loop() -> bool:

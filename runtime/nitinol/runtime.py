@@ -25,7 +25,7 @@ from nitinol.actors.supervisor import Child
 from nitinol.actors.system import Outline, System
 from nitinol.agent import Agent, model_name
 from nitinol.child_ref import ChildRef, SupervisorRef, add, ref_to
-from nitinol.env import Env
+from nitinol.env import Env, resolve
 from nitinol.errors import (
     AgentStopped,
     ConfigurationError,
@@ -228,7 +228,7 @@ class AgentRef(Generic[OutT]):
             A future that holds the `Down`; it is set on a loop of the runtime's, which a callback must not block.
         """
         told: Future[Down] = Future()
-        self._cell.watch(told.set_result)
+        self._cell.watch(partial(resolve, told))
         return told
 
     def status(self) -> AgentStatus:

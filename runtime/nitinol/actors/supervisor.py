@@ -82,6 +82,15 @@ class Child:
     def park(self, reason: str) -> None:
         """No more incarnations until somebody resumes it."""
 
+    def close(self) -> None:
+        """It does not live, and will not again by itself: nobody is to wait for it."""
+
+    def tell_started(self, error: Exception | None) -> None:
+        """Tell whoever wanted it how its first start went."""
+        told, self.started = self.started, None
+        if told is not None:
+            told(error)
+
 
 @dataclass(frozen=True, slots=True)
 class Up:
@@ -160,6 +169,7 @@ class Supervisor(LoopActor):
         shutdown: Seconds in which its children stop when it fails.
         strict: Whether a child that does not come up at first fails the supervisor; else that is a crash as any other.
         ready: Called once all children were started.
+        left: Given each message that it has not handled when it crashes.
     """
 
     def __init__(
@@ -175,13 +185,14 @@ class Supervisor(LoopActor):
         shutdown: float = 30.0,
         strict: bool = True,
         ready: Callable[[], object] | None = None,
+        left: Callable[[Any], object] | None = None,
     ) -> None:
         super().__init__(loop)
         self.env = env
         self._name = id
         self.children, self._strategy = children, strategy
         self._storm, self._period, self._shutdown = storm, period, shutdown
-        self._strict, self._ready = strict, ready
+        self._strict, self._ready, self._left = strict, ready, left
         self._repeated: deque[float] = deque()
         """When children crashed that had crashed before in the period."""
         self._phase: Literal["stopping", "starting"] | None = "starting"
@@ -194,10 +205,18 @@ class Supervisor(LoopActor):
         self._until = 0.0
 
     def on_start(self) -> None:
-        for child in self.children:
-            if child.state not in ("parked", "stopped"):
+        for child in list(self.children):
+            if child.restart == "temporary" and child.number:  # it ended with the supervisor before this one
+                self._remove(child)
+                child.tell_started(StartFailed(f"child {child.id!r} went down with its supervisor {self.id!r}"))
+            elif child.state not in ("parked", "stopped"):
                 child.state = "down"
+                child.patience.clear()  # the crashes that made the one before it fail are its own by now
         self._advance()
+
+    def on_unhandled(self, message: Any) -> None:
+        if self._left is not None and isinstance(message, (Add, StopChild, Wake)):
+            self._left(message)
 
     def on_receive(self, message: Any) -> None:
         match message:
@@ -245,9 +264,7 @@ class Supervisor(LoopActor):
     def _came_up(self, child: Child) -> None:
         _cancel(child)
         child.state = "up"
-        told, child.started = child.started, None
-        if told is not None:
-            told(None)
+        child.tell_started(None)
 
     def _end(self, child: Child) -> None:
         _cancel(child)
@@ -290,21 +307,20 @@ class Supervisor(LoopActor):
         child.state = "stopped" if told else "down"
         if child.restart == "temporary":
             self._remove(child)
-        if child.started is not None:
-            child.started(StartFailed(f"{child.id!r} was stopped before it was up"))
-            child.started = None
+        elif told:
+            child.close()
+        child.tell_started(StartFailed(f"{child.id!r} was stopped before it was up"))
         for each in told:
             each()
 
     def _never_was(self, child: Child, down: Down) -> None:
         """Its first start has failed: that is the business of whoever wanted it."""
         self._remove(child)
-        told, child.started = child.started, None
-        if told is not None:
-            told(_not_started(child, down))
+        child.tell_started(_not_started(child, down))
 
     def _remove(self, child: Child) -> None:
         child.state = "ended"
+        child.close()
         if child in self.children:
             self._low -= self.children.index(child) < self._low
             self.children.remove(child)
@@ -325,6 +341,7 @@ class Supervisor(LoopActor):
             child.state = "parked"
             child.reason = f"{child.patience.spent}, the last: {down.why}"
             child.park(child.reason)
+            child.close()
         elif self._is_group:
             low = 0 if self._strategy == "one_for_all" else self.children.index(child)
             self._low = low if self._phase is None else min(low, self._low)
@@ -353,9 +370,7 @@ class Supervisor(LoopActor):
                 f"supervisor {self.id!r} has a child {child.id!r} already, which is {other.state}; ids are unique: stop that one first"
             )
         if refusal is not None:
-            told, child.started = child.started, None
-            if told is not None:
-                told(refusal)
+            child.tell_started(refusal)
             return
         if other is not None:
             self._remove(other)
@@ -454,6 +469,8 @@ class Supervisor(LoopActor):
         if self._ending != "end":
             assert isinstance(self._ending, BaseException)
             raise self._ending
+        for child in self.children:
+            child.close()
         self._reason = "shutdown"
         self._stop()
 
@@ -466,7 +483,10 @@ def release(children: Sequence[Child], gone: Callable[[], object]) -> None:
     def one_is_gone(child: Child) -> None:
         nonlocal left
         left -= 1
-        child.state = "down"
+        told, child.stopped = child.stopped, []
+        child.state = "stopped" if told else "down"
+        for each in told:
+            each()
         if not left:
             gone()
 

@@ -32,7 +32,7 @@ from nitinol.actors.supervisor import End, Supervisor, release
 from nitinol.actors.tool_runner import ToolRunner
 from nitinol.actors.worker_pool import Ending, Job, WorkerPool
 from nitinol.agent import Agent
-from nitinol.env import Env, Loop, Timer, on_a_loop
+from nitinol.env import Env, Loop, Timer, on_a_loop, resolve
 from nitinol.errors import KeyTaken, RuntimeDown, RuntimeStopped, StorageFailed
 from nitinol.inputs import (
     Cancel,
@@ -238,9 +238,9 @@ class System:
 
         async def main() -> None:
             try:
-                future.set_result(await coroutine())
+                resolve(future, await coroutine())
             except BaseException as error:
-                future.set_exception(error)
+                resolve(future, error=error)
 
         if not self.core.call(lambda: self.core.spawn(main())):
             future.set_exception(RuntimeStopped("the runtime was stopped"))
@@ -428,7 +428,7 @@ class System:
                 cell.stopped()
         if cell is not None:
             self.agents.post(Gone(key))
-        self.journal.forget(key, partial(_resolve, forgotten))
+        self.journal.forget(key, partial(resolve, forgotten, None))
 
     def _restored(
         self, restored: Future[None], events: Sequence[ev.EventBase], state: AgentState, error: Exception | None
@@ -438,14 +438,19 @@ class System:
             due = next_due(state)
             if due is not None:
                 self._set_alarm(due)
-        _resolve(restored, error)
+        resolve(restored, error=error)
 
     def _saturated(self, queued: int, workers: int) -> None:
         self.publish(ev.PoolSaturated(ts=self.env.now(), queued=queued, workers=workers))
 
     def _root_down(self, down: Down) -> None:
         """On the supervisors' loop."""
-        release(self.root.children, lambda: None)
+
+        def gone() -> None:
+            for child in self.root.children:
+                child.close()
+
+        release(self.root.children, gone)
         if down.error is not None:
             get_logger().error("the root supervisor failed", error=down.why, exc_info=down.error)
             self.failure = RuntimeDown(f"the root supervisor failed: {down.why}; open a new runtime")
@@ -484,10 +489,3 @@ def _outline(cell: Cell) -> Outline:
 
 def _given_back(ending: Ending, value: Any, duration: float) -> None:
     """Nobody waits for it."""
-
-
-def _resolve(future: Future[None], error: Exception | None) -> None:
-    if error is None:
-        future.set_result(None)
-    else:
-        future.set_exception(error)
