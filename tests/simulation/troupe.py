@@ -44,6 +44,12 @@ class Stage(Protocol):
 
     crashed: bool
     dead: bool
+    last: bool
+
+    @property
+    def down(self) -> bool:
+        """Its root supervisor has failed."""
+        ...
 
     @property
     def runtime(self) -> Runtime: ...
@@ -220,7 +226,7 @@ class Troupe:
         self.counts: Counter[str] = Counter()
         self.quiet = False
         """Nobody disturbs anyone any more."""
-        self._directors = 0
+        self._directors = self.shakes = 0
         self._names = 0
 
     # -- told by the code under test
@@ -311,7 +317,7 @@ class Troupe:
                 if ended is not None and live is not None and group.strategy == "one_for_all":
                     if live.came_at is not None and live.came_at < ended:
                         self.fail(f"{part.id} is started again, and {other.id} was not")
-                elif isinstance(member, Part) and other.coming and other.first and not other.by_hand and self.now() - other.begun_at < START:
+                elif isinstance(member, Part) and other.coming and other.restart != "temporary" and other.first and not other.by_hand and self.now() - other.begun_at < START:
                     self.fail(f"{part.id} is started, and {other.id} before it is not up yet")
 
     def _live_after(self, group: Group, member: Part | Group) -> list[Part]:
@@ -358,6 +364,9 @@ class Troupe:
         self.counts[what] += 1
         if what == "shake the agents":
             self._shake(None)
+            return
+        if what == "shake the root":
+            self._shake_root()
             return
         if what == "add" or part is None:
             await self._add(random.choice([self.users, *groups]), random)
@@ -463,6 +472,10 @@ class Troupe:
     def _shake(self, group: Group | None) -> None:
         """A supervisor is told what it does not know, and crashes. `None`: that of agents, and that of users goes with it."""
         self.stage.crashed = True
+        if group is None or group is self.users:
+            self.shakes += 1
+            if self.stage.last and self.shakes > 4:  # or the root has enough of it
+                return
         system = self.stage.runtime._system  # pyright: ignore[reportPrivateUsage]
         child = system.agents if group is None else system.users if group is self.users else group.ref._child
         self.trace(f"the supervisor {'agents' if group is None else group.id} is told nonsense")
@@ -471,6 +484,13 @@ class Troupe:
         supervisor = child.supervisor
         if supervisor is not None:
             supervisor.post("nonsense")
+
+    def _shake_root(self) -> None:
+        if not self.stage.last:
+            self.stage.crashed = True
+            self.trace("the root supervisor is told nonsense")
+            self.users.shaken = True
+            self.stage.runtime._system.root.post("nonsense")  # pyright: ignore[reportPrivateUsage]
 
     async def _add(self, to: Group, random: Random, instead: Part | None = None) -> None:
         spec, made = self._spec(to, random, 0 if to is self.users else 1, instead)
@@ -589,13 +609,15 @@ class Troupe:
     async def settle(self) -> None:
         """Nobody disturbs anyone any more: then all is up or parked, and what is resumed is up."""
         self.quiet = True
-        while self._directors:
+        while self._directors and not self.stage.down:
             await asyncio.sleep(1.0)
         for part in self.parts.values():
             part.fates.clear()
         until = self.now() + RECOVERY
         while self.now() < until and [*self._astray()]:
             await asyncio.sleep(5.0)
+        if self.stage.down:
+            return
         for what in self._astray():
             self.fail(f"long after the last crash, {what}")
         until = self.now() + RECOVERY
@@ -668,7 +690,7 @@ _FATES = (errors.AgentDown, errors.InboxFull, Planned, TimeoutError)
 
 _ACTS = {
     "tell": 10, "ask": 12, "ask many": 4, "ask in vain": 4, "crash": 10, "crash by an ask": 4, "crash again": 3, "bad starts": 5, "give up": 3,
-    "quit": 3, "watch": 10, "stop": 4, "resume": 5, "add": 5, "replace": 2, "run": 4, "shake": 3, "shake the agents": 1,
+    "quit": 3, "watch": 10, "stop": 4, "resume": 5, "add": 5, "replace": 2, "run": 4, "shake": 3, "shake the agents": 1, "shake the root": 0.2,
     "resume a group": 2, "look": 2,
 }  # fmt: skip
 """What people do with actors, and how much they like it."""

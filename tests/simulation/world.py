@@ -343,8 +343,10 @@ class Life:
             self._person(self._approver)
             for number in range(random.choice((0, 1, 2))):
                 self._person(partial(self._director, number))
-            self.clockwork.run(lambda: False, seconds=self.moment)
-            if not self.dead and random.random() < (0.6 if self.fault_seen or self.crashed else 0.1):
+            self.clockwork.run(lambda: self.down, seconds=self.moment)
+            if self.down:
+                self._fall()
+            elif not self.dead and random.random() < (0.6 if self.fault_seen or self.crashed else 0.1):
                 self._heal()
         if not self.dead and self.clean:
             self._stop_in_order()
@@ -355,9 +357,18 @@ class Life:
         """Nothing is in the way any more: then every run ends, without another life."""
         self.disk.fault, self.healed = None, True
         settled = [self._person(self._settle), self._person(self.troupe.settle)]
-        healed = self.clockwork.run(lambda: all(each.done() for each in settled), seconds=HEALING)
-        if not healed and not self.dead:
+        healed = self.clockwork.run(lambda: all(each.done() for each in settled) or self.down, seconds=HEALING)
+        if self.down and self.last:
+            self.outside.fail("the root supervisor has failed, and nobody has shaken it")
+        if not healed and not self.dead and not self.down:
             self.outside.fail(f"life {self.number}: not all runs have ended {HEALING:g} s after everything was healed")
+
+    def _fall(self) -> None:
+        """The root supervisor has failed: all that was supervised goes down, and everybody is told."""
+        self.world.numbers.crashes["of the root"] += 1
+        self.clockwork.run(lambda: False, seconds=60.0)
+        if not self.dead:
+            self._check_over()
 
     def _begin_fault(self, fault: Fault, seconds: float) -> None:
         """The disk fails at this very write, and for a while."""
@@ -424,6 +435,11 @@ class Life:
         return future
 
     # -- people
+
+    @property
+    def down(self) -> bool:
+        """Whether the root supervisor has failed: then nobody can ask for anything any more."""
+        return self.rt is not None and isinstance(self.rt._system.failure, errors.RuntimeDown)  # pyright: ignore[reportPrivateUsage]
 
     @property
     def runtime(self) -> Runtime:

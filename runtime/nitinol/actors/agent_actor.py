@@ -313,6 +313,7 @@ class Cell:
         if self.actor is not actor:
             return
         self.actor, self.life = None, "opening"
+        self._tell_down(Down(id=self.key, reason="shutdown"))
         self._open_later(Opened(suspended=True))
 
     def start_over(self) -> None:

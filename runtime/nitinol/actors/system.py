@@ -338,12 +338,16 @@ class System:
         try:
             await self.gateway.close()
         finally:
-            for number, cell in enumerate(list(self.cells.values()), 1):
-                cell.refuse(failure)  # whoever still waits for one is told
-                cell.stopped()
-                if not number % AT_ONCE:
-                    await asyncio.sleep(0)
+            await self._end_cells(failure)
             self.bus.stop(failure)
+
+    async def _end_cells(self, failure: Exception) -> None:
+        """No agent lives on, and whoever still waits for one is told."""
+        for number, cell in enumerate(list(self.cells.values()), 1):
+            cell.refuse(failure)
+            cell.stopped()
+            if not number % AT_ONCE:
+                await asyncio.sleep(0)
 
     async def _wind_down(self, drain: float, until: float) -> None:
         """Let runs end, or end them; then stop the agents in good order."""
@@ -453,8 +457,9 @@ class System:
         release(self.root.children, gone)
         if down.error is not None:
             get_logger().error("the root supervisor failed", error=down.why, exc_info=down.error)
-            self.failure = RuntimeDown(f"the root supervisor failed: {down.why}; open a new runtime")
-            self.bus.stop(self.failure)
+            failure = self.failure = RuntimeDown(f"the root supervisor failed: {down.why}; open a new runtime")
+            self.bus.stop(failure)
+            self.core.call(lambda: self.core.spawn(self._end_cells(failure)))
 
 
 class _Agents(SupervisorChild):
