@@ -171,8 +171,10 @@ class Player(LoopActor):
         troupe = self.troupe
         troupe.handles(self, message)
         match message:
-            case Down():
-                return None
+            case Down(id=id):
+                troupe.told_others[id, self.part.id] += 1
+                if troupe.told_others[id, self.part.id] > troupe.to_be_told[id, self.part.id]:
+                    troupe.fail(f"{self.part.id} is told too often that {id} is down")
             case ("say", words, until):
                 if troupe.now() >= until:
                     troupe.fail(f"{self.part.id} carries out what was asked until {until:.6f}")
@@ -223,6 +225,9 @@ class Troupe:
         """Those of them that were told."""
         self.due: dict[object, tuple[float, str]] = {}
         """Who waits for something, until when it must have ended."""
+        self.to_be_told: Counter[tuple[str, str]] = Counter()
+        """How often an actor was to be told of the end of another: their ids."""
+        self.told_others: Counter[tuple[str, str]] = Counter()
         self.counts: Counter[str] = Counter()
         self.quiet = False
         """Nobody disturbs anyone any more."""
@@ -363,7 +368,7 @@ class Troupe:
         group = random.choice(groups) if groups else None
         self.counts[what] += 1
         if what == "shake the agents":
-            self._shake(None)
+            self.shake_agents()
             return
         if what == "shake the root":
             self._shake_root()
@@ -420,10 +425,17 @@ class Troupe:
                 await self._add(part.parent, random, part)
             case "run":
                 ref.tell(("run", Random(random.random())))
-            case "shake" if group is not None:
-                self._shake(group)
             case "shake":
-                self._shake(self.users)
+                group = group if group is not None and random.random() < 0.8 else self.users
+                if random.random() < 0.5:
+                    self._shake(group)
+                    return
+                members = [member for member in group.members if isinstance(member, Part) and member in parts]
+                busy = self._stop(random.choice(members)) if members else self._add(group, random)
+                task = asyncio.ensure_future(busy)  # it is in the supervisor's inbox when that crashes
+                await asyncio.sleep(0)
+                self._shake(group)
+                await task
             case "resume a group" if group is not None:
                 group.ref.resume()
             case _:
@@ -455,7 +467,10 @@ class Troupe:
     def _watch(self, part: Part, other: Part, random: Random) -> None:
         player = part.live
         watch = Watch(player) if player is not None else None
-        told: Future[Down] = part.ref.watch(random.choice((None, other.ref)))
+        to = random.choice((None, other.ref))
+        if to is not None:
+            self.to_be_told[part.id, other.id] += 1
+        told: Future[Down] = part.ref.watch(to)
         if watch is not None:
             self.watches.append(watch)
             told.add_done_callback(lambda told: watch.told.append(told.result()))
@@ -468,6 +483,10 @@ class Troupe:
     async def _stop(self, part: Part) -> None:
         part.stopped_by_hand = part.by_hand = True
         await self.within(90.0, f"the stop of {part.id}", part.ref.astop())
+
+    def shake_agents(self) -> None:
+        """The agents' supervisor crashes."""
+        self._shake(None)
 
     def _shake(self, group: Group | None) -> None:
         """A supervisor is told what it does not know, and crashes. `None`: that of agents, and that of users goes with it."""

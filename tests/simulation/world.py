@@ -601,7 +601,12 @@ class Life:
                 )
             case "crash" | "storm":
                 self.crashed = True
-                for _ in range(1 if what == "crash" else 8):
+                if what == "storm" and (run := ref.current) is not None:
+                    self._person(partial(self._wait_out, run))
+                shaken = random.randrange(16) if what == "storm" else -1
+                for number in range(1 if what == "crash" else 8):
+                    if number == shaken:
+                        self.troupe.shake_agents()
                     error = random.choice(
                         (Planned("as planned"), Planned("as planned"), SystemExit(1), KeyboardInterrupt())
                     )
@@ -649,6 +654,10 @@ class Life:
                 return
             if self.env.now() - cell.committed.last_event_at > 10e9:
                 self.outside.fail(f"{handle!r} is of an agent that is parked, and who waits for it is not told")
+
+    async def _wait_out(self, handle: RunHandle[Any]) -> None:
+        with suppress(*REFUSALS):
+            await self._wait_for(handle, 60.0)
 
     def _watch_agent(self, ref: AgentRef[Any], random: Random) -> None:
         """Somebody is to be told that the incarnation of an agent is down."""
@@ -720,7 +729,8 @@ class Life:
                     for call in ref.pending_approvals():
                         if run is not None:  # else its log has not been read yet
                             await run.aapprove(call.call_id)
-            if not any(head.open_runs for head in heads) and heads == runtime._system.journal.heads():  # pyright: ignore[reportPrivateUsage]
+            waits = any(ref.status().state == "restarting" for ref in runtime.agents())
+            if not waits and not any(head.open_runs for head in heads) and heads == runtime._system.journal.heads():  # pyright: ignore[reportPrivateUsage]
                 return
             await asyncio.sleep(5.0)
 

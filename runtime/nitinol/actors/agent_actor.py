@@ -466,12 +466,16 @@ class Cell:
         get_logger().warning(
             "agent crashed", agent=self.committed.agent, key=self.key, error_type=crashed.error_type, exc_info=error
         )
-        for request in list(self.requests or ()):
-            if request.tries >= TRIES:
-                why = f"agent {self.key!r} died {request.tries} times over this: {crashed.error_type}: {crashed.error}"
-                self.settled(request, AgentDown(why))
+
+        def then() -> None:
+            for request in list(self.requests or ()):  # what the dead one had decided is committed by now, or never
+                if request.tries >= TRIES:
+                    why = f"agent {self.key!r} died {request.tries} times over this: {crashed.error_type}: {crashed.error}"
+                    self.settled(request, AgentDown(why))
+            self.services.supervise(AgentCrashed(self, error))
+
         # The cell writes, under a new epoch: nothing of the dead incarnation can come after it.
-        self._write(crashed, partial(self.services.supervise, AgentCrashed(self, error)))
+        self._write(crashed, then)
 
     def _park(self, restarts: int, reason: str) -> None:
         if self.life != "backoff":  # it was stopped meanwhile, or is up again with all others
