@@ -230,7 +230,12 @@ def forget_agents_in_backoff() -> Generator[OpenJournal, None, None]:
 @contextmanager
 def leave_the_waiters_of_the_parked() -> Generator[OpenJournal, None, None]:
     """Who waits for a run of an agent is not told that it was parked."""
-    with _replaced(Cell, "_wake_waiters", lambda cell: None):
+
+
+    def nobody(cell: Cell) -> None:
+        """Wakes nobody."""
+
+    with _replaced(Cell, "_wake_waiters", nobody):
         yield SqliteJournal
 
 
@@ -244,7 +249,12 @@ def carry_out_what_expired() -> Generator[OpenJournal, None, None]:
 @contextmanager
 def lose_what_a_supervisor_was_told() -> Generator[OpenJournal, None, None]:
     """What waits in the inbox of a supervisor that crashes is lost."""
-    with _replaced(Supervisor, "on_unhandled", lambda supervisor, message: None):
+
+
+    def lose(supervisor: Supervisor, message: Any) -> None:
+        """Gives it to nobody."""
+
+    with _replaced(Supervisor, "on_unhandled", lose):
         yield SqliteJournal
 
 

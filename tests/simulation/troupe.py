@@ -322,8 +322,13 @@ class Troupe:
                 if ended is not None and live is not None and group.strategy == "one_for_all":
                     if live.came_at is not None and live.came_at < ended:
                         self.fail(f"{part.id} is started again, and {other.id} was not")
-                elif isinstance(member, Part) and other.coming and other.restart != "temporary" and other.first and not other.by_hand and self.now() - other.begun_at < START:
+                elif isinstance(member, Part) and self._must_be_up(other):
                     self.fail(f"{part.id} is started, and {other.id} before it is not up yet")
+
+    def _must_be_up(self, part: Part) -> bool:
+        """Whether a start is under way that those behind it have to wait for."""
+        by_hand = part.by_hand or part.stopped_by_hand or not part.first or part.restart == "temporary"
+        return part.coming and not by_hand and self.now() - part.begun_at < START
 
     def _live_after(self, group: Group, member: Part | Group) -> list[Part]:
         if member not in group.members:
@@ -396,14 +401,18 @@ class Troupe:
             case "crash by an ask":
                 self.stage.crashed = True
                 with suppress(TimeoutError):
-                    await self.within(9.0, f"an ask that crashes {part.id}", ref.aask(("crash", Planned("asked")), timeout=9.0))
+                    await self.within(
+                        9.0, f"an ask that crashes {part.id}", ref.aask(("crash", Planned("asked")), timeout=9.0)
+                    )
             case "crash again":
                 for _ in range(0 if self.quiet else 8):
                     with suppress(errors.AgentDown, errors.InboxFull):
                         self._crash(part, random)
                     await asyncio.sleep(random.random())
             case "bad starts":
-                part.fates += random.choices(("raise", "raise in on_start", "hang", "nothing"), k=random.choice((1, 1, 3, 8)))
+                part.fates += random.choices(
+                    ("raise", "raise in on_start", "hang", "nothing"), k=random.choice((1, 1, 3, 8))
+                )
                 self._crash(part, random)
             case "give up":
                 with suppress(TimeoutError):
@@ -440,7 +449,7 @@ class Troupe:
                 group.ref.resume()
             case _:
                 self.stage.runtime.tree()
-                ref.state, ref.restarts  # noqa: B018
+                repr(ref)
 
     def _crash(self, part: Part, random: Random) -> None:
         self.stage.crashed = True
@@ -641,7 +650,8 @@ class Troupe:
             self.fail(f"long after the last crash, {what}")
         until = self.now() + RECOVERY
         while self.now() < until and ([*self._astray()] or [*self._not_up()]):
-            for member in [*self.groups, *self._bound()]:
+            members: list[Part | Group] = [*self.groups, *self._bound()]
+            for member in members:
                 if member.ref.state == "parked":
                     member.ref.resume()
                     self.counts["resumed"] += 1
