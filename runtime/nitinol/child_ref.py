@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
+from concurrent.futures import Future
 from functools import partial
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, cast
 
 import pykka
 
@@ -15,9 +14,8 @@ from nitinol.actors.actor import ActorDown, ActorRef, Answer, Down
 from nitinol.actors.child_spec import ChildSpec, Spec, SupervisorSpec
 from nitinol.actors.children import ActorChild, SupervisorChild, child_of
 from nitinol.actors.supervisor import SETTLED, Add, Child, State, StopChild, Wake
+from nitinol.env import resolve
 from nitinol.errors import ConfigurationError, NotFound
-
-T = TypeVar("T")
 
 
 class Wait(Protocol):
@@ -259,12 +257,3 @@ def add(parent: SupervisorChild, child: Child) -> Future[None]:
     child.started = started
     parent.post(Add(child))
     return added
-
-
-def resolve(future: Future[T], value: T, error: Exception | None = None) -> None:
-    """End a future, unless whoever waited for it has cancelled it."""
-    with suppress(InvalidStateError):
-        if error is None:
-            future.set_result(value)
-        else:
-            future.set_exception(error)

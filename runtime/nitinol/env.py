@@ -16,7 +16,8 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 from nitinol.watchdog import Blocking, Pulse, Watchdog
@@ -271,6 +272,16 @@ class LoopThread:
             self._drain()
         self._loop.close()
         self.pulse.busy_since = 0.0
+
+
+def resolve(future: Future[Any], value: Any = None, error: BaseException | None = None) -> None:
+    """Give a future its outcome, unless it has one, or whoever waited for it has given up."""
+    with suppress(InvalidStateError):
+        if not future.done() and future.set_running_or_notify_cancel():
+            if error is None:
+                future.set_result(value)
+            else:
+                future.set_exception(error)
 
 
 def on_a_loop() -> bool:

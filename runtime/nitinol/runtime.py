@@ -27,8 +27,8 @@ from nitinol.actors.supervisor import Child
 from nitinol.actors.system import Outline, System
 from nitinol.actors.tool_runner import calling_run
 from nitinol.agent import Agent, model_name
-from nitinol.child_ref import ChildRef, SupervisorRef, add, ref_to, resolve, to_child
-from nitinol.env import Env
+from nitinol.child_ref import ChildRef, SupervisorRef, add, ref_to, to_child
+from nitinol.env import Env, resolve
 from nitinol.errors import (
     AgentStopped,
     ConfigurationError,

@@ -65,6 +65,9 @@ def _sum_up(reports: Iterator[Report], seeds: int, bug: str | None) -> int:
         print("how lives ended:", ", ".join(f"{how} {count}" for how, count in sorted(total.crashes.items())))
         never = [point for point in CRASH_POINTS if not total.crashes[point]]
         unreached = [point for point in never if not total.reached[point]]
+        at = len([point for point in CRASH_POINTS if total.cancelled[point]])
+        print(f"cancels at a point: {sum(total.cancelled.values())}, at {at} of {len(CRASH_POINTS)}")
+        print("actors of users:", ", ".join(f"{what} {count}" for what, count in sorted(total.troupe.items())))
         print(f"crash points hit: {len(CRASH_POINTS) - len(never)} of {len(CRASH_POINTS)};", end=" ")
         print(f"not hit: {', '.join(never) or 'none'}; not even reached: {', '.join(unreached) or 'none'}")
     return 1 if failed else 0

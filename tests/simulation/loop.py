@@ -308,14 +308,34 @@ class _Letterbox:
 
     def __init__(self, env: SimEnv, loop: SimLoop) -> None:
         self._env, self._loop = env, loop
-        self.handle: Callable[[Any], object] | None = None
+        self.worker: Any = None
+        self._waiting = 0
 
     def put(self, envelope: Any, /) -> None:
+        self._waiting += 1
         self._loop.call_later(self._env.pace(), self._take, envelope)
 
+    def offer(self, envelope: Any, limit: int) -> bool:
+        if self._waiting >= limit:
+            return False
+        self.put(envelope)
+        return True
+
+    def take(self) -> Any:
+        raise IndexError  # what waits is on its way, and finds a worker that is down
+
+    get = take
+
+    def close(self) -> None:
+        """Nobody asks a worker anything."""
+
+    def __len__(self) -> int:
+        return self._waiting
+
     def _take(self, envelope: Any) -> None:
-        assert self.handle is not None
-        self.handle(envelope.message)
+        self._waiting -= 1
+        if not self.worker.actor_stopped.is_set():
+            self.worker._handle(envelope)
 
 
 class SimEnv(Env):
@@ -334,6 +354,8 @@ class SimEnv(Env):
         self.skew, self.slowness = skew, slowness
         self._workers = clockwork.loop("workers")
         self._paces = Random(seed + "/pace")
+        self.starting: Callable[[str], float] = lambda name: 0.0
+        """Told that a thread is started; how many seconds more it takes."""
 
     def now(self) -> int:
         return EPOCH + self.clockwork.elapsed + self.skew
@@ -370,11 +392,15 @@ class SimEnv(Env):
             return tell if callable(told) else told
 
         worker = Worker(*(later(arg) for arg in args))
-        box.handle = worker._handle_receive
+        box.worker = worker
         return worker.actor_ref
 
     def start_thread(self, name: str, function: Callable[[], object]) -> None:
-        function()
+        """A start of an actor, after some time: as if that were how long it took. Anything else at once."""
+        if name.startswith("start-"):
+            self._workers.call_later(self.pace() + self.starting(name), function)
+        else:
+            function()
 
     def process_id(self) -> int:
         return 1

@@ -19,6 +19,7 @@ from tests.simulation.checks import check
 from tests.simulation.disk import Fault, Platter, SimDisk
 from tests.simulation.loop import Clockwork, SimEnv, SimLoop, Stuck
 from tests.simulation.outside import GONE, Outside, Sent, a_conversation, some_agents
+from tests.simulation.troupe import Troupe
 
 from nitinol import Agent, Runtime, errors
 from nitinol import events as ev
@@ -75,12 +76,18 @@ class Numbers:
     requests: int = 0
     executions: int = 0
     events: int = 0
+    cancelled: Counter[str] = field(default_factory=Counter[str])
+    """Cancels that were asked for at a crash point."""
+    troupe: Counter[str] = field(default_factory=Counter[str])
+    """What became of users' actors, and of watches."""
     virtual: float = 0.0
 
     def add(self, other: Numbers) -> None:
         """Sum up."""
         self.crashes.update(other.crashes)
         self.reached.update(other.reached)
+        self.cancelled.update(other.cancelled)
+        self.troupe.update(other.troupe)
         for name in ("lives", "steps", "power_cuts", "faults", "requests", "executions", "events", "virtual"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
@@ -169,16 +176,23 @@ class Life:
             int(random.choice((0, 0, 1, -1)) * random.random() * 5e9),
         )
         self.env.crash_point = self.reach
+        self.troupe = Troupe(self, self.env.monotonic, world.trace, self._troupe_fails)
+        self.env.starting = self.troupe.starting
         self.disk = SimDisk(world.platter, random.choice((1000, 1000, 40, 8)))
         self.disk.dying = lambda: self.die("in a write")
         self.agents: list[Agent[Any]] = world.make_agents(
             self, 0.1 if last else random.choice((0.0, 0.15, 0.4)), random
         )
+        self.agent_watches: list[Any] = []
+        """Who was promised to be told of an agent's end: the future, the cell, since when, its incarnation."""
         self.people: SimLoop = self.clockwork.loop("people")
         self.rt: Runtime | None = None
         self.cut = random.random() < 0.5
         """Whether the power goes, or only the process."""
         self._plan(random)
+        self.meddler = Random(f"meddler of life {number} of {world.seed}")
+        self.meddling = 0.0 if last else self.meddler.choice((0.0, 0.0, 0.02, 0.1))
+        """How likely it is, at each crash point, that somebody disturbs an agent in just this moment."""
 
     def _plan(self, random: Random) -> None:
         self.point: str | None = None
@@ -210,10 +224,42 @@ class Life:
         if self.dead:
             return
         self.world.numbers.reached[point] += 1
+        if self.meddling and not self.healed and self.meddler.random() < self.meddling:
+            self._meddle(point)
         if point == self.point:
             self.passes -= 1
             if self.passes < 0:
                 self.die(point)
+
+    def _meddle(self, point: str) -> None:
+        """Somebody cancels a run, or makes an agent crash or stop, when the code under test gets to a point."""
+        cells = [cell for cell in self.runtime._system.cells.values() if cell.committed.run] if self.rt else []  # pyright: ignore[reportPrivateUsage]
+        if not cells:
+            return
+        cell = self.meddler.choice(cells)
+        run = cell.committed.run
+        what = self.meddler.choices(("cancel", "crash", "stop"), (6, 3, 1))[0]
+        if run is None:
+            return
+        match what:
+            case "cancel":
+                self.world.numbers.cancelled[point] += 1
+                self._person(partial(self._cancel, cell.key, run.run_id))
+            case "crash":
+                self.crashed = True
+                self.runtime._system.core.call(_crash, cell, Crash(Planned(f"at {point}")))  # pyright: ignore[reportPrivateUsage]
+            case _:
+                self._person(partial(self._stop_agent, cell.key))
+
+    async def _cancel(self, key: str, run_id: str) -> None:
+        with suppress(*REFUSALS):
+            await self.runtime.handle(run_id).acancel()
+            if key != GONE:
+                self._promise(lambda: self.outside.cancelled.append(run_id))
+
+    async def _stop_agent(self, key: str) -> None:
+        with suppress(*REFUSALS):
+            await self.runtime.get(key).astop()
 
     def die(self, how: str) -> None:
         """It is over, now: whatever the code under test still does in this moment, nobody hears of it."""
@@ -223,6 +269,10 @@ class Life:
         self.world.numbers.crashes[how] += 1
         self.dead = self.clockwork.dead = True
         self.disk.die()
+
+    def _troupe_fails(self, what: str) -> None:
+        if not self.dead:
+            self.outside.fail(what)
 
     def _escaped(self, message: str, error: BaseException | None) -> None:
         if not self.dead and not isinstance(error, asyncio.CancelledError):
@@ -243,6 +293,7 @@ class Life:
         world.elapsed = self.clockwork.elapsed + int(random.random() * 5e9)
         world.numbers.steps += self.clockwork.steps
         world.numbers.faults += self.disk.faults
+        world.numbers.troupe.update(self.troupe.counts)
         self.clockwork.bury()
         if self.rt is not None:
             with suppress(NitinolError):
@@ -280,14 +331,22 @@ class Life:
                 self.outside.fail(f"life {self.number} cannot begin: {error!r}")
             return
         self.monitor = self._person(self._monitor)
+        self._person(self._inspector)
         if self.last:
+            if random.random() < 0.5:
+                self._person(partial(self._director, 0))
+                self.clockwork.run(lambda: False, seconds=random.random() * LIFETIME)
             self._heal()
         else:
             for number in range(random.choice((1, 2, 3))):
                 self._person(partial(self._user, number))
             self._person(self._approver)
-            self.clockwork.run(lambda: False, seconds=self.moment)
-            if not self.dead and random.random() < (0.6 if self.fault_seen or self.crashed else 0.1):
+            for number in range(random.choice((0, 1, 2))):
+                self._person(partial(self._director, number))
+            self.clockwork.run(lambda: self.down, seconds=self.moment)
+            if self.down:
+                self._fall()
+            elif not self.dead and random.random() < (0.6 if self.fault_seen or self.crashed else 0.1):
                 self._heal()
         if not self.dead and self.clean:
             self._stop_in_order()
@@ -297,9 +356,19 @@ class Life:
     def _heal(self) -> None:
         """Nothing is in the way any more: then every run ends, without another life."""
         self.disk.fault, self.healed = None, True
-        settled = self._person(self._settle)
-        if not self.clockwork.run(settled.done, seconds=HEALING) and not self.dead:
+        settled = [self._person(self._settle), self._person(self.troupe.settle)]
+        healed = self.clockwork.run(lambda: all(each.done() for each in settled) or self.down, seconds=HEALING)
+        if self.down and self.last:
+            self.outside.fail("the root supervisor has failed, and nobody has shaken it")
+        if not healed and not self.dead and not self.down:
             self.outside.fail(f"life {self.number}: not all runs have ended {HEALING:g} s after everything was healed")
+
+    def _fall(self) -> None:
+        """The root supervisor has failed: all that was supervised goes down, and everybody is told."""
+        self.world.numbers.crashes["of the root"] += 1
+        self.clockwork.run(lambda: False, seconds=60.0)
+        if not self.dead:
+            self._check_over()
 
     def _begin_fault(self, fault: Fault, seconds: float) -> None:
         """The disk fails at this very write, and for a while."""
@@ -324,11 +393,25 @@ class Life:
         if self.clockwork.run(stopping.done, seconds=60.0):
             stopping.result()
             self.rt.stop()
+            self.clockwork.run(lambda: False, seconds=40.0)
+            if not self.dead:
+                self._check_over()
             if not self.clockwork.run(self.monitor.done, seconds=60.0) and not self.dead:
                 self.outside.fail("a subscriber was not told that the runtime has stopped")
         elif not self.dead:
             self.outside.fail(f"life {self.number} did not stop within 60 s")
         self.die("clean")
+
+    def _check_over(self) -> None:
+        """After a stop in good order nobody is left, and everybody was told."""
+        self.troupe.check_over()
+        self._check_agent_watches()
+        for told, cell, *_ in self.agent_watches:
+            if not told.done():
+                self.outside.fail(f"who watches {cell.key} was never told of its end")
+        for key, cell in self.runtime._system.cells.items():  # pyright: ignore[reportPrivateUsage]
+            if cell.actor is not None and not cell.actor.actor_stopped.is_set():
+                self.outside.fail(f"agent {key} outlives its runtime")
 
     def _person(self, person: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Future[None]:
         """Let somebody act."""
@@ -352,6 +435,11 @@ class Life:
         return future
 
     # -- people
+
+    @property
+    def down(self) -> bool:
+        """Whether the root supervisor has failed: then nobody can ask for anything any more."""
+        return self.rt is not None and isinstance(self.rt._system.failure, errors.RuntimeDown)  # pyright: ignore[reportPrivateUsage]
 
     @property
     def runtime(self) -> Runtime:
@@ -432,6 +520,26 @@ class Life:
                 if isinstance(refusal, (errors.AgentDown, errors.AgentParked)) and not self.crashed and not self.dead:
                     self.outside.fail(f"nothing has crashed, and somebody is told: {refusal}")
 
+    async def _director(self, number: int) -> None:
+        """Has actors of its own, and disturbs them."""
+        await self.troupe.direct(Random(f"director {number} of life {self.number} of {self.world.seed}"))
+
+    async def _inspector(self) -> None:
+        while not self.dead:
+            await asyncio.sleep(5.0)
+            self.troupe.inspect()
+            self._check_agent_watches()
+
+    def promise_run(self, random: Random) -> None:
+        """An actor of a user's sends a message to an agent."""
+
+        async def send() -> None:
+            with suppress(*REFUSALS):
+                ref = self._ref(random.choice(self.world.keys))
+                await self._send(ref, f"run-{self.world.seed}-{len(self.outside.sent)}")
+
+        self._person(send)
+
     def _ref(self, key: str) -> AgentRef[Any]:
         name = key.partition("/")[0]
         return self.runtime.start(next(agent for agent in self.agents if agent.name == name), key=key)
@@ -463,9 +571,7 @@ class Life:
                 await handle.acancel()
                 self._promise(lambda: outside.cancelled.append(handle.run_id))
             case "wait" if handle is not None:
-                with suppress(TimeoutError):
-                    result = await handle.aresult(random.random() * 30)
-                    self._promise(lambda: outside.results.update({result.run_id: (result.status, result.text)}))
+                await self._wait_for(handle, random.random() * 30)
             case "follow" if handle is not None:
                 await self._follow(handle)
             case "reset":
@@ -495,7 +601,12 @@ class Life:
                 )
             case "crash" | "storm":
                 self.crashed = True
-                for _ in range(1 if what == "crash" else 8):
+                if what == "storm" and (run := ref.current) is not None:
+                    self._person(partial(self._wait_out, run))
+                shaken = random.randrange(16) if what == "storm" else -1
+                for number in range(1 if what == "crash" else 8):
+                    if number == shaken:
+                        self.troupe.shake_agents()
                     error = random.choice(
                         (Planned("as planned"), Planned("as planned"), SystemExit(1), KeyboardInterrupt())
                     )
@@ -504,8 +615,12 @@ class Life:
                 if what == "storm" and random.random() < 0.5:
                     await ref.aresume()
             case "stop":
-                await ref.astop()
+                await self.troupe.within(30.0, f"the stop of {ref.key}", ref.astop())
+            case "watch agent":
+                self._watch_agent(ref, random)
             case "resume":
+                parked = [ref for ref in self.runtime.agents() if ref.status().state == "parked"]
+                ref = random.choice([*parked, *parked, ref])
                 await ref.aresume()
             case "look":
                 await ref.ahistory()
@@ -527,6 +642,43 @@ class Life:
             outside.accepted[ref.key] = run_id
             self.world.trace(f"accepted {run_id}")
         return handle
+
+    async def _wait_for(self, handle: RunHandle[Any], seconds: float) -> None:
+        """The result of a run, or that its agent is parked."""
+        try:
+            result = await self.troupe.within(seconds, f"waiting for {handle!r}", handle.aresult(seconds))
+            self._promise(lambda: self.outside.results.update({result.run_id: (result.status, result.text)}))
+        except TimeoutError:
+            cell = self.runtime._system.cells.get(handle.key)  # pyright: ignore[reportPrivateUsage]
+            if cell is None or cell.life != "parked" or cell.committed.parked_because is None or self.dead:
+                return
+            if self.env.now() - cell.committed.last_event_at > 10e9:
+                self.outside.fail(f"{handle!r} is of an agent that is parked, and who waits for it is not told")
+
+    async def _wait_out(self, handle: RunHandle[Any]) -> None:
+        with suppress(*REFUSALS):
+            await self._wait_for(handle, 60.0)
+
+    def _watch_agent(self, ref: AgentRef[Any], random: Random) -> None:
+        """Somebody is to be told that the incarnation of an agent is down."""
+        told = ref.watch()
+        self.agent_watches.append([told, ref._cell, self.env.monotonic(), None])  # pyright: ignore[reportPrivateUsage]
+        if random.random() < 0.2:
+            ref.watch().cancel()
+
+    def _check_agent_watches(self) -> None:
+        for watch in list(self.agent_watches):
+            told, cell, since, incarnation = watch
+            if told.done():
+                self.agent_watches.remove(watch)
+                self.troupe.counts["agent downs"] += 1
+                if told.result().id != cell.key:
+                    self.outside.fail(f"who watches {cell.key} was told of {told.result()}")
+            elif incarnation is None and self.env.monotonic() - since > 5.0 and cell.life == "up":
+                watch[3] = cell.committed.incarnation
+            elif incarnation is not None and cell.committed.incarnation > incarnation and cell.life == "up":
+                self.outside.fail(f"who watches {cell.key} {incarnation} was not told of its end")
+                self.agent_watches.remove(watch)
 
     async def _follow(self, handle: RunHandle[Any]) -> None:
         """Every event of a run, from its first to its last."""
@@ -577,14 +729,15 @@ class Life:
                     for call in ref.pending_approvals():
                         if run is not None:  # else its log has not been read yet
                             await run.aapprove(call.call_id)
-            if not any(head.open_runs for head in heads) and heads == runtime._system.journal.heads():  # pyright: ignore[reportPrivateUsage]
+            waits = any(ref.status().state == "restarting" for ref in runtime.agents())
+            if not waits and not any(head.open_runs for head in heads) and heads == runtime._system.journal.heads():  # pyright: ignore[reportPrivateUsage]
                 return
             await asyncio.sleep(5.0)
 
 
 _ACTS = {
-    "send": 30, "again": 4, "steer": 8, "follow_up": 8, "cancel": 6, "wait": 8, "follow": 5, "watch": 3, "ask": 4, "give_up": 3, "forget": 2,
-    "remember": 2, "reset": 3, "set_model": 3, "crash": 7, "storm": 1, "stop": 2, "resume": 2, "look": 3,
+    "send": 30, "again": 4, "steer": 8, "follow_up": 8, "cancel": 9, "wait": 8, "follow": 5, "watch": 3, "ask": 4, "give_up": 3, "forget": 2,
+    "remember": 2, "reset": 3, "set_model": 3, "crash": 7, "storm": 3, "stop": 2, "resume": 4, "look": 3, "watch agent": 6,
 }  # fmt: skip
 """What people do, and how much they like it."""
 
@@ -617,6 +770,11 @@ _EXPECTED = (
     "error_type='Planned'",
     "error_type='SystemExit'",
     "error_type='KeyboardInterrupt'",
+    "event='an actor was given up'",
+    "event='an actor was parked'",
+    "event='a supervisor was parked'",
+    "event='a supervisor failed'",
+    "event='the root supervisor failed'",
 )
 _OF_A_BAD_DISK = ("event='the journal cannot write'", "event='the timers cannot be read'")
 

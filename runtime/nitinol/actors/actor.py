@@ -478,7 +478,7 @@ class Actor(pykka.Actor):
 
     def _come_up(self) -> bool:
         """Run `on_start`; whether it is up."""
-        if self.actor_stopped.is_set():
+        if self.actor_stopped.is_set():  # given up before it began
             return False
         try:
             self.on_start()

@@ -26,7 +26,7 @@ from nitinol.actors.port import Stopper
 from nitinol.actors.supervisor import Wake
 from nitinol.actors.tool_runner import ToolRunner
 from nitinol.agent import Agent
-from nitinol.env import Env, Loop, Timer
+from nitinol.env import Env, Loop, Timer, resolve
 from nitinol.errors import (
     AgentDown,
     AgentParked,
@@ -198,7 +198,7 @@ class Cell:
                 self.life = "backoff"
             if self.life == "backoff":
                 self.services.supervise(Wake(self, by_hand))
-            future.set_result(())
+            resolve(future, ())
 
         if not self.services.core.call(resume):
             future = Future()  # the call may be carried out after all
@@ -238,7 +238,8 @@ class Cell:
 
     def restart(self, restarts: int, delay: float, by_hand: bool) -> None:
         """For the supervisor: start a new incarnation."""
-        self.services.core.call(self._launch, Opened(restarts=restarts, delay=delay, by_hand=by_hand))
+        opened = Opened(restarts=restarts, delay=delay, by_hand=by_hand)
+        self.services.core.call(lambda: self._launch(opened) if self.life == "backoff" else None)
 
     def park(self, restarts: int, reason: str) -> None:
         """For the supervisor: give up until somebody resumes."""
@@ -314,6 +315,7 @@ class Cell:
         if self.actor is not actor:
             return
         self.actor, self.life = None, "opening"
+        self._tell_down("shutdown", "the store failed")
         self._open_later(Opened(suspended=True))
 
     def start_over(self) -> None:
@@ -468,15 +470,19 @@ class Cell:
         get_logger().warning(
             "agent crashed", agent=self.committed.agent, key=self.key, error_type=crashed.error_type, exc_info=error
         )
-        for request in list(self.requests or ()):
-            if request.tries >= TRIES:
-                why = f"agent {self.key!r} died {request.tries} times over this: {crashed.error_type}: {crashed.error}"
-                self.settled(request, AgentDown(why))
+
+        def then() -> None:
+            for request in list(self.requests or ()):  # what the dead one had decided is committed by now, or never
+                if request.tries >= TRIES:
+                    why = f"agent {self.key!r} died {request.tries} times over this: {crashed.error_type}: {crashed.error}"
+                    self.settled(request, AgentDown(why))
+            self.services.supervise(AgentCrashed(self, self.last or ""))
+
         # The cell writes, under a new epoch: nothing of the dead incarnation can come after it.
-        self._write(crashed, partial(self.services.supervise, AgentCrashed(self, self.last or "")))
+        self._write(crashed, then)
 
     def _park(self, restarts: int, reason: str) -> None:
-        if self.life == "stopped":  # meanwhile; its key may have another life by now
+        if self.life != "backoff":  # it was stopped meanwhile, or is up again with all others
             return
         self.life = "parked"
         parked = AgentParked(f"agent {self.key!r} is parked: {reason}; ref.resume() tries again")

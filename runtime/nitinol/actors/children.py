@@ -22,6 +22,7 @@ from nitinol.actors.supervisor import (
     StopChild,
     Supervisor,
     Up,
+    Wake,
     lay_down,
     release,
 )
@@ -254,9 +255,14 @@ class SupervisorChild(Child):
                 told, child.started = child.started, None
                 told(StartFailed(f"child {child.id!r} did not start: its supervisor {self.id!r} is {self.state}"))
             case StopChild(child, told):
-                child.state = "stopped"
+                if child.restart == "temporary" and child in self.children:
+                    self.children.remove(child)
+                child.state = "stopped" if child in self.children else "ended"
                 told()
-            case _:  # whoever is woken comes up with its supervisor
+            case Wake(child, True) if child in self.children:
+                child.patience.clear()
+                child.state = "down"  # it comes up with the next supervisor
+            case _:
                 return
 
     def _down(self, by: Supervisor, number: int, down: Down) -> None:

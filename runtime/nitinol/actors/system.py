@@ -33,7 +33,7 @@ from nitinol.actors.supervisor import End, Supervisor, release
 from nitinol.actors.tool_runner import ToolRunner
 from nitinol.actors.worker_pool import Ending, Job, WorkerPool
 from nitinol.agent import Agent
-from nitinol.env import Env, Loop, Timer, disown_in_child, on_a_loop
+from nitinol.env import Env, Loop, Timer, disown_in_child, on_a_loop, resolve
 from nitinol.errors import KeyTaken, RuntimeDown, RuntimeStopped
 from nitinol.inputs import (
     Cancel,
@@ -270,9 +270,9 @@ class System:
 
         async def main() -> None:
             try:
-                future.set_result(await coroutine())
+                resolve(future, await coroutine())
             except BaseException as error:
-                future.set_exception(error)
+                resolve(future, error=error)
 
         if not self.core.call(lambda: self.core.spawn(main())):
             future.set_exception(RuntimeStopped("the runtime was stopped"))
@@ -379,17 +379,21 @@ class System:
         try:
             await self.gateway.close()
         finally:
-            for number, cell in enumerate(list(self.cells.values()), 1):
-                cell.refuse(failure)  # whoever still waits for one is told
-                cell.stopped()
-                if not number % AT_ONCE:
-                    await asyncio.sleep(0)
+            await self._end_cells(failure)
             self.bus.stop(failure)
 
     def _hurry(self) -> None:
         self._hurried = True
         if self._draining is not None:
             self._draining.cancel()
+
+    async def _end_cells(self, failure: Exception) -> None:
+        """No agent lives on, and whoever still waits for one is told."""
+        for number, cell in enumerate(list(self.cells.values()), 1):
+            cell.refuse(failure)
+            cell.stopped()
+            if not number % AT_ONCE:
+                await asyncio.sleep(0)
 
     async def _wind_down(self, drain: float, until: float) -> None:
         """Let runs end, or end them; then stop the agents in good order."""
@@ -476,7 +480,7 @@ class System:
                 cell.stopped()
         if cell is not None:
             self.agents.post(Gone(key))
-        self.journal.forget(key, partial(_resolve, forgotten))
+        self.journal.forget(key, partial(resolve, forgotten, None))
 
     def _restored(
         self, restored: Future[None], events: Sequence[ev.EventBase], state: AgentState, error: Exception | None
@@ -486,7 +490,7 @@ class System:
             due = next_due(state)
             if due is not None:
                 self._set_alarm(due)
-        _resolve(restored, error)
+        resolve(restored, error=error)
 
     def _saturated(self, queued: int, workers: int) -> None:
         self.publish(ev.PoolSaturated(ts=self.env.now(), queued=queued, workers=workers))
@@ -501,13 +505,17 @@ class System:
 
     def _root_down(self, down: Down) -> None:
         """On the supervisors' loop."""
-        release(self.root.children, lambda: None)
-        for child in self.root.children:
-            child.at_rest()
+
+        def gone() -> None:
+            for child in self.root.children:
+                child.at_rest()
+
+        release(self.root.children, gone)
         if down.error is not None:
             get_logger().error("the root supervisor failed", error=down.why, exc_info=down.error)
-            self.failure = RuntimeDown(f"the root supervisor failed: {down.why}; open a new runtime")
-            self.bus.stop(self.failure)
+            failure = self.failure = RuntimeDown(f"the root supervisor failed: {down.why}; open a new runtime")
+            self.bus.stop(failure)
+            self.core.call(lambda: self.core.spawn(self._end_cells(failure)))
 
 
 class _Agents(SupervisorChild):
@@ -553,10 +561,3 @@ def _warn_of_missing(what: str, key: str, name: str) -> None:
 
 def _given_back(ending: Ending, value: Any, duration: float) -> None:
     """Nobody waits for it."""
-
-
-def _resolve(future: Future[None], error: Exception | None) -> None:
-    if error is None:
-        future.set_result(None)
-    else:
-        future.set_exception(error)
