@@ -228,9 +228,13 @@ def main(quick: bool) -> None:
             found |= {"stop": found["stop"] - found["all"], "stop cpu": found["stop cpu"] - found["all cpu"]}
             for name in names:
                 seconds, spent = found[name], found[f"{name} cpu"]
-                stalls = [f"{found[f'{name} {what}'] * 1000:.0f}" for what in ("stall", "gc") if f"{name} stall" in found]
+                stalls = [
+                    f"{found[f'{name} {what}'] * 1000:.0f}" for what in ("stall", "gc") if f"{name} stall" in found
+                ]
                 what = WORDS.get(name, name).format("up" if held else "has answered")
-                rows.append([what, f"{seconds:.2f}", f"{spent:.2f}", f"{spent / count * 1e6:,.0f}", *(stalls or ("", ""))])
+                rows.append(
+                    [what, f"{seconds:.2f}", f"{spent:.2f}", f"{spent / count * 1e6:,.0f}", *(stalls or ("", ""))]
+                )
         head = ["since the start of the runtime", "s", "CPU s", "CPU us/agent", "longest stall ms", "longest gc ms"]
         measure.table(head, rows)
         print(f"  the store has {store.stat().st_size / 1e6:,.0f} MB")

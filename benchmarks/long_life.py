@@ -103,9 +103,23 @@ def show(shape: str, turns: int, rows: list[dict[str, float]]) -> None:
             [f"{row['turns']:,.0f}", f"{spent * 1000:.2f}", f"{building * 1000:.2f}", f"{rest[-1]:.2f}", f"{row['rss'] / 1e6:.1f}",
              f"{row['held'] / 1e6:.1f}", f"{beside[-1]:.1f}", f"{a_turn:,.0f}"]
         )  # fmt: skip
-    measure.table(["turns", "CPU ms/turn", "of it the view", "the rest", "RSS MB", "conversation MB", "beside it MB", "file bytes/turn"], shown)
+    measure.table(
+        [
+            "turns",
+            "CPU ms/turn",
+            "of it the view",
+            "the rest",
+            "RSS MB",
+            "conversation MB",
+            "beside it MB",
+            "file bytes/turn",
+        ],
+        shown,
+    )
     at = [row["turns"] / 1000 for row in rows[1:]]
-    print(f"  slope per 1,000 turns: the rest of a turn {slope(at, rest) * 1000:+.1f} us, memory beside the conversation {slope(at, beside) * 1000:+.0f} KB")
+    print(
+        f"  slope per 1,000 turns: the rest of a turn {slope(at, rest) * 1000:+.1f} us, memory beside the conversation {slope(at, beside) * 1000:+.0f} KB"
+    )
 
 
 def main(turns: int) -> None:

@@ -20,6 +20,7 @@ BENCHES = (
     "concurrent_runs",
     "events",
     "restarts",
+    "hung_tools",
     "journal",
     "long_life",
     "sleeping",

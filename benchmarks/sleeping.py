@@ -83,7 +83,14 @@ def main(count: int) -> None:
     rows = measure.child("sleeping.py", "--count", str(count))["rows"]
     _, _, _, least, none = rows[0]
     shown = [
-        [what, f"{seconds:.3f}", f"{spent:.3f}", f"{rss / 1e6:.1f}", f"{(rss - least) / count:,.0f}", f"{(blocks - none) / count:.1f}"]
+        [
+            what,
+            f"{seconds:.3f}",
+            f"{spent:.3f}",
+            f"{rss / 1e6:.1f}",
+            f"{(rss - least) / count:,.0f}",
+            f"{(blocks - none) / count:.1f}",
+        ]
         for what, seconds, spent, rss, blocks in rows[1:]
     ]
     measure.table(["", "s", "CPU s", "RSS MB", "RSS bytes/agent", "blocks in use/agent"], shown)

@@ -20,6 +20,7 @@ from nitinol.prices import PriceList
 from nitinol.provider import Provider, Thinking
 from nitinol.result import OutT
 from nitinol.retry import Retry
+from nitinol.sending import check_sendable
 from nitinol.tool_spec import Tool
 
 Instructions = str | Callable[[HookContext], str]
@@ -250,4 +251,5 @@ def _check_tools(tools: Sequence[object]) -> None:
             raise ConfigurationError(f"tools= takes tools, not {tool!r}{hint}")
         if tool.name in seen:
             raise ConfigurationError(f"two tools are called {tool.name!r}; tool.replace(name=…) renames one")
+        check_sendable(tool)
         seen.add(tool.name)

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import pykka
 
 from nitinol.actors.actor import ActorDown, ActorRef, Answer, Down
 from nitinol.actors.child_spec import ChildSpec, Spec, SupervisorSpec
 from nitinol.actors.children import ActorChild, SupervisorChild, child_of
-from nitinol.actors.supervisor import Add, Child, State, StopChild, Wake
+from nitinol.actors.supervisor import SETTLED, Add, Child, State, StopChild, Wake
 from nitinol.env import resolve
 from nitinol.errors import ConfigurationError, NotFound
 
-Wait = Callable[[Future[Any], str], Any]
-"""Waits for a future, refusing where that would deadlock; with the name of what waits."""
+
+class Wait(Protocol):
+    """Waits for a future, refusing where that would deadlock."""
+
+    def __call__(self, future: Future[Any], name: str, timeout: float | None = None) -> Any:
+        """`name` is that of the method which waits."""
+        ...
 
 
 class SupervisedRef:
@@ -45,6 +49,28 @@ class SupervisedRef:
         """Incarnations after the first."""
         return max(self._child.number - 1, 0)
 
+    def ready(self, timeout: float) -> None:
+        """Wait until an incarnation is up, `timeout` seconds at most.
+
+        Raises:
+            AgentDown: It was parked, was stopped, or has ended: none will be up without a `resume`.
+            TimeoutError: None is up yet.
+        """
+        try:
+            self._wait(self._settled(), "ready", timeout)
+        except TimeoutError:
+            raise self._not_up(timeout) from None
+        self._check_up()
+
+    async def aready(self, timeout: float) -> None:
+        """As `ready`."""
+        try:
+            async with asyncio.timeout(timeout):
+                await asyncio.wrap_future(self._settled())
+        except TimeoutError:
+            raise self._not_up(timeout) from None
+        self._check_up()
+
     def stop(self) -> None:
         """Stop it, and wait until it is down, for its `shutdown` seconds at most. It stays in the tree; `resume` starts it again."""
         self._wait(self._stop(), "stop")
@@ -61,6 +87,31 @@ class SupervisedRef:
         stopped: Future[None] = Future()
         self._parent.post(StopChild(self._child, partial(resolve, stopped)))
         return stopped
+
+    def _settled(self) -> Future[None]:
+        settled: Future[None] = Future()
+
+        def look() -> None:
+            if self._child.now in SETTLED or self._parent.closed:
+                resolve(settled)
+            else:
+                self._child.settling = [*(self._child.settling or ()), partial(resolve, settled)]
+
+        if not self._parent.place.loop.call(look):
+            resolve(settled)
+        return settled
+
+    def _check_up(self) -> None:
+        if self.state in ("parked", "ended", "stopped") or self._parent.closed:
+            raise ActorDown(f"child {self.id!r} is {self._word()}")
+
+    def _not_up(self, timeout: float) -> TimeoutError:
+        return TimeoutError(f"child {self.id!r} is not up within {timeout} seconds: it is {self._word()}")
+
+    def _word(self) -> str:
+        reason = f": {self._child.reason}" if self._child.reason and self.state in ("backoff", "parked") else ""
+        way_out = "; ref.resume() starts it again" if self.state in ("parked", "stopped", "ended") else ""
+        return f"{self.state}{reason}{way_out}"
 
 
 class ChildRef(SupervisedRef):
@@ -143,11 +194,6 @@ class ChildRef(SupervisedRef):
 
     def _late(self, timeout: float) -> TimeoutError:
         return TimeoutError(f"child {self.id!r} has not answered within {timeout} seconds")
-
-    def _word(self) -> str:
-        reason = f": {self._child.reason}" if self._child.reason and self.state in ("backoff", "parked") else ""
-        way_out = "; ref.resume() starts it again" if self.state in ("parked", "stopped", "ended") else ""
-        return f"{self.state}{reason}{way_out}"
 
 
 class SupervisorRef(SupervisedRef):

@@ -192,7 +192,7 @@ class _Interrupt:
 
     def __call__(self, number: int, frame: object) -> None:
         if self.number is not None:
-            raise KeyboardInterrupt
+            _exit(number, frame)
         self.number = number
         # On a thread: a handler interrupts the main thread anywhere, also where it holds a lock that cancel() takes.
         threading.Thread(target=self._try_to_cancel, daemon=True).start()

@@ -1,7 +1,7 @@
 """The one source of time, chance, ids and concurrency.
 
 Nothing else in the library reads a clock, draws a number, or starts a thread or a loop, but `http`, the
-worker threads and the stores on disk. A simulator gives another `Env` and runs the same code from a seed.
+worker threads and processes, and the stores on disk. A simulator gives another `Env` and runs the same code from a seed.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ import os
 import random
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, ParamSpec, Protocol, TypeVar
+
+from nitinol.watchdog import Blocking, Pulse, Watchdog
 
 AT_ONCE = 100
 """Calls that a loop makes before it looks at its timers and sockets."""
@@ -25,6 +28,8 @@ _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _PAIRS = [high + low for high in _CROCKFORD for low in _CROCKFORD]
 _log = logging.getLogger("nitinol")
 _thread = threading.local()
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Timer(Protocol):
@@ -61,6 +66,97 @@ class Loop(Protocol):
         ...
 
 
+class Inherited(Protocol):
+    """What a fork leaves in the child without the threads, locks and files that it stood on."""
+
+    def disown(self) -> None:
+        """Never wait for anybody again, and touch nothing that the parent uses. In the child, before all else."""
+        ...
+
+
+def disown_in_child(thing: Inherited) -> None:
+    """Have a thing told, in the child of a fork, that it is the parent's. It is not kept alive for that."""
+    _inherited.add(thing)
+
+
+_inherited: weakref.WeakSet[Inherited] = weakref.WeakSet()
+
+
+def _disown() -> None:
+    _thread.is_loop = False  # the child's one thread runs no loop of ours, even if it was forked from one
+    for thing in list(_inherited):
+        thing.disown()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_disown)
+
+
+class DaemonExecutor(ThreadPoolExecutor):
+    """A loop's executor (`asyncio.to_thread`, name look-ups) whose threads never hold up the end of the interpreter.
+
+    Those of `concurrent.futures` are joined at exit: one function that hangs, and the process never ends. A thread ends
+    when it has had nothing to do for `LINGER` seconds, or at the shutdown.
+    """
+
+    LINGER = 10.0
+
+    def __init__(self, name: str) -> None:
+        super().__init__(thread_name_prefix=name)
+        self._name, self._most = name, min(32, (os.cpu_count() or 1) + 4)
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._changed = threading.Condition()
+        self._free = self._started = 0
+        self._ended = False
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        future: Future[T] = Future()
+
+        def work() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(fn(*args, **kwargs))
+            except BaseException as error:
+                future.set_exception(error)
+
+        with self._changed:
+            if self._ended:
+                raise RuntimeError("the loop of this executor was closed")
+            self._waiting.append(work)
+            if self._free >= len(self._waiting):
+                self._changed.notify()
+            elif self._started < self._most:
+                self._started += 1
+                try:
+                    threading.Thread(target=self._serve, name=f"{self._name}-{self._started}", daemon=True).start()
+                except RuntimeError:  # there are too many threads
+                    self._started -= 1
+                    if not self._started:
+                        self._waiting.remove(work)
+                        raise
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take nothing more; idle threads end now, the others when their function does. Waits for nobody."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def _serve(self) -> None:
+        while True:
+            with self._changed:
+                self._free += 1
+                self._changed.wait_for(lambda: self._waiting or self._ended, self.LINGER)
+                self._free -= 1
+                if not self._waiting:
+                    self._started -= 1
+                    return
+                work = self._waiting.popleft()
+            work()
+            del work  # not kept while it waits
+
+
 class LoopThread:
     """A `Loop`: asyncio on a daemon thread of its own.
 
@@ -75,8 +171,25 @@ class LoopThread:
         self._ended = False
         self._loop = asyncio.new_event_loop()
         self._loop.set_exception_handler(_log_escape)
+        self.pulse = Pulse(name)
+        selector: Any = getattr(self._loop, "_selector", None)
+        if selector is not None:  # a loop that is not asyncio's own, such as uvloop's, is not watched
+            selector.select = self.pulse.around(selector.select, time.monotonic)
+        self._loop.set_default_executor(DaemonExecutor(f"{name}-executor"))
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
-        self._thread.start()
+        self._disowned = False
+        disown_in_child(self)
+        try:
+            self._thread.start()
+        except BaseException:  # there are too many threads
+            self._loop.close()
+            raise
+
+    def disown(self) -> None:
+        # Its selector is the parent's too: to close the loop here would take the parent's wake-up pipe from it.
+        self._closed = self._ended = self._disowned = True
+        if self.is_current():  # forked from a coroutine
+            self._loop.stop()
 
     def call(self, function: Callable[..., object], *args: Any) -> bool:
         self._calls.append((function, args))
@@ -88,6 +201,9 @@ class LoopThread:
                 self._loop.call_soon_threadsafe(self._drain)
             except RuntimeError:  # closed in this moment
                 return False
+            except BaseException:  # a signal's handler raised in here: the call stands, and the loop must wake for it
+                self._loop.call_soon_threadsafe(self._drain)
+                raise
         return True
 
     def call_later(self, delay: float, function: Callable[..., object], *args: Any) -> Timer:
@@ -102,6 +218,8 @@ class LoopThread:
         return threading.get_ident() == self._thread.ident
 
     def close(self, timeout: float) -> bool:
+        if self._disowned:
+            return True
         if not self._closed:
             self._closed = True
             self.call(self._loop.stop)
@@ -127,6 +245,7 @@ class LoopThread:
 
     def _main(self) -> None:
         _thread.is_loop = True
+        self.pulse.thread = threading.get_ident()
         asyncio.set_event_loop(self._loop)
         try:
             while not self._closed:
@@ -137,17 +256,22 @@ class LoopThread:
                 ) as error:  # a task's SystemExit or KeyboardInterrupt leaves run_forever; the loop goes on
                     self._loop.call_exception_handler({"message": f"loop {self.name!r} goes on", "exception": error})
         finally:
-            tasks = asyncio.all_tasks(self._loop)
-            for task in tasks:
-                task.cancel()
-            if tasks:
-                self._loop.run_until_complete(asyncio.wait(tasks, timeout=2.0))
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-            # Before the last look: whoever calls from now on is told, whoever called before is heard.
-            self._ended = True
-            for _ in range(len(self._calls) // AT_ONCE + 1):
-                self._drain()
-            self._loop.close()
+            if not self._disowned:
+                self._wind_up()
+
+    def _wind_up(self) -> None:
+        tasks = asyncio.all_tasks(self._loop)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            self._loop.run_until_complete(asyncio.wait(tasks, timeout=2.0))
+        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        # Before the last look: whoever calls from now on is told, whoever called before is heard.
+        self._ended = True
+        for _ in range(len(self._calls) // AT_ONCE + 1):
+            self._drain()
+        self._loop.close()
+        self.pulse.busy_since = 0.0
 
 
 def resolve(future: Future[Any], value: Any = None, error: BaseException | None = None) -> None:
@@ -185,6 +309,7 @@ class Env:
 
     def __init__(self, seed: int | None = None) -> None:
         self._random = random.Random(seed)
+        self._pulses: list[Pulse] = []
 
     def now(self) -> int:
         """Nanoseconds since 1970, UTC. For records and due times; order never comes from it."""
@@ -205,15 +330,38 @@ class Env:
 
     def start_loop(self, name: str) -> Loop:
         """Start a loop."""
-        return LoopThread(name)
+        loop = LoopThread(name)
+        self._pulses.append(loop.pulse)
+        return loop
+
+    def watch(
+        self, noticed: Callable[[Blocking], object], told: Callable[[Blocking], object]
+    ) -> Callable[[float], object]:
+        """Watch all loops that were started, in a thread that calls `noticed` and `told`: see `Watchdog`.
+
+        Returns:
+            What ends it, and waits for that some seconds at most.
+        """
+        watchdog = Watchdog(self._pulses, time.monotonic, noticed, told)
+        thread = threading.Thread(target=watchdog.run, name="nitinol-watchdog", daemon=True)
+        thread.start()
+
+        def end(timeout: float) -> None:
+            watchdog.stop()
+            thread.join(timeout)
+
+        return end
 
     def start_worker(self, actor_class: type[Any], *args: Any) -> Any:
         """Start an actor that runs what blocks: on a thread of its own. Its reference takes `tell` and `stop`."""
         return actor_class.start(*args)
 
     def start_thread(self, name: str, function: Callable[[], object]) -> None:
-        """Run a function that may block, and never raises, on a daemon thread of its own."""
-        threading.Thread(target=function, name=f"nitinol-{name}", daemon=True).start()
+        """Run a function on a daemon thread of its own; in the caller's where no thread is to be had."""
+        try:
+            threading.Thread(target=function, name=f"nitinol-{name}", daemon=True).start()
+        except RuntimeError:  # there are too many, or the interpreter ends
+            function()
 
     def give_back_memory(self) -> None:
         """Let the operating system have what is free: glibc keeps it otherwise. From any thread; may take a while."""

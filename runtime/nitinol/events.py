@@ -476,12 +476,13 @@ class PoolSaturated(EventBase):
 
 @_event
 class LoopBlocked(EventBase):
-    """A loop stood still; `stack` names the culprit."""
+    """A loop stood still, for `seconds` or longer; `stack`: of its thread meanwhile, the culprit's line last."""
 
     type: ClassVar[Literal["loop.blocked"]] = "loop.blocked"
     durable: ClassVar[bool] = False
     seconds: float
     stack: str
+    loop: str = ""
 
 
 @_event

@@ -51,6 +51,7 @@ class RunHandle(Generic[OutT]):
 
     def done(self) -> bool:
         """Whether the run has ended. Never waits."""
+        self._system.check_process()
         return has_ended(self._system, self.key, self.run_id)
 
     def result(self, timeout: float | None = None) -> RunResult[OutT]:
@@ -126,6 +127,7 @@ class RunHandle(Generic[OutT]):
 
     def events(self) -> Subscription:
         """A subscription to the run's events, from its first. It does not end by itself; iteration of the handle does."""
+        self._system.check_process()
         found = self._system.journal.find_run(self.run_id)
         if found is None:
             raise NotFound(f"run {self.run_id!r} is not known any more")
@@ -286,7 +288,7 @@ class RunHandle(Generic[OutT]):
         self._abandon()
 
     def _abandon(self) -> None:
-        if not self.done():
+        if not self._system.is_parents and not self.done():
             self._cell.submit(Cancel(run_id=self.run_id, by="caller"))
 
 

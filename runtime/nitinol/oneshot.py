@@ -15,6 +15,7 @@ from typing import Any, TypeVar, overload
 
 from typing_extensions import Unpack
 
+from nitinol.actors import process_child
 from nitinol.agent import Agent, AgentOptions
 from nitinol.errors import ConfigurationError
 from nitinol.handle import RunHandle, Waiting
@@ -231,13 +232,31 @@ def _definition(agent: Agent[Any] | None, options: dict[str, Any]) -> Agent[Any]
 
 
 def default_runtime() -> Runtime:
-    """The process's own runtime, started on first use; a fork starts another."""
+    """The process's own runtime, started on first use; the child of a fork starts another.
+
+    Raises:
+        ConfigurationError: The caller is a tool in a process of its own, from where no bill and no cancel reaches its run.
+    """
     global _runtime
+    if process_child.inside:
+        raise ConfigurationError(
+            'a tool with isolation="process" has no runtime to run agents in; use isolation="thread" for it'
+        )
     with _lock:
-        if _runtime is None or _runtime[0] != os.getpid() or _runtime[1]._system.failure is not None:
-            _runtime = (os.getpid(), Runtime(drain=0.0, shutdown=5.0))
-        return _runtime[1]
+        if _runtime is None or _runtime._system.failure is not None:
+            _runtime = Runtime(drain=0.0, shutdown=5.0)
+        return _runtime
 
 
-_runtime: tuple[int, Runtime] | None = None
+_runtime: Runtime | None = None
 _lock = threading.Lock()
+
+
+def _begin_anew() -> None:
+    """In the child of a fork: the runtime is the parent's, and so may be the thread that held the lock."""
+    global _runtime, _lock
+    _runtime, _lock = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)

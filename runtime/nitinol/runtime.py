@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import atexit
 import math
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from concurrent.futures import wait as wait_for_all
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
@@ -23,6 +25,7 @@ from nitinol.actors.child_spec import ChildSpec, SupervisorSpec
 from nitinol.actors.children import SupervisorChild
 from nitinol.actors.supervisor import Child
 from nitinol.actors.system import Outline, System
+from nitinol.actors.tool_runner import calling_run
 from nitinol.agent import Agent, model_name
 from nitinol.child_ref import ChildRef, SupervisorRef, add, ref_to
 from nitinol.env import Env, resolve
@@ -48,6 +51,7 @@ from nitinol.inputs import (
 from nitinol.journal import Store, open_journal, open_read_only
 from nitinol.journal.base import head_of, taken
 from nitinol.journal.transfer import Export, Log, check_key, export_lines, read_export, renamed
+from nitinol.logs import get_logger
 from nitinol.machine import (
     GRACE,
 )
@@ -58,6 +62,10 @@ from nitinol.result import OutT, RunResult
 from nitinol.state import Activity, AgentState
 from nitinol.usage import Usage
 
+EXIT = 1.0
+"""Seconds that runtimes which nobody has stopped have to suspend their runs in, when the interpreter ends."""
+LATE = 1.0
+"""Seconds that a stop may take beyond `shutdown`."""
 AgentWord = Activity | Literal["starting", "restarting"]
 
 
@@ -216,6 +224,7 @@ class AgentRef(Generic[OutT]):
     @property
     def current(self) -> RunHandle[OutT] | None:
         """The run in progress. Never waits."""
+        self._system.check_process()
         run = self._cell.committed.run
         return None if run is None else self._handle(run.run_id)
 
@@ -233,6 +242,7 @@ class AgentRef(Generic[OutT]):
 
     def status(self) -> AgentStatus:
         """What it does now, as committed. Never waits, whatever the agent does."""
+        self._system.check_process()
         cell = self._cell
         state = cell.committed
         run = state.run
@@ -267,6 +277,7 @@ class AgentRef(Generic[OutT]):
 
         Right after its start, an agent of a store has not read its log yet: then this call reads it.
         """
+        self._system.check_process()
         state = self._cell.committed
         if self._is_unread():
             with suppress(NitinolError):  # a log that cannot be read suspends or parks its agent, which tells why
@@ -309,6 +320,7 @@ class AgentRef(Generic[OutT]):
 
     def _here(self) -> AgentState | None:
         """The state, unless its log has not been read yet, or it sleeps."""
+        self._system.check_process()
         state = self._cell.committed
         return None if self._is_unread() or len(state.transcript) != state.message_count else state
 
@@ -408,7 +420,15 @@ class AgentRef(Generic[OutT]):
                 raise ConfigurationError(
                     f"run_id={run_id!r} is a run of {found[0]!r} already; it cannot be one of {self.key!r} too"
                 )
-        return Send(run_id=new_id, prompt=message, history=tuple(messages), is_new=run_id is None)
+        caller = calling_run()
+        return Send(
+            run_id=new_id,
+            prompt=message,
+            history=tuple(messages),
+            parent_run_id=None if caller is None else caller.run_id,
+            root_run_id=None if caller is None else caller.root_run_id or caller.run_id,
+            is_new=run_id is None,
+        )
 
     def _handle(self, run_id: str) -> RunHandle[OutT]:
         return RunHandle(self._system, self._cell, run_id, self._output)
@@ -516,8 +536,10 @@ class Runtime:
         except BaseException:
             self._system.close_loops(1.0)
             raise
-        self._closed = False
-        _open.add(self._system)
+        self._stopped: Future[None] | None = None
+        """From the first word of a stop on; done when all has ended."""
+        self._stopping = threading.Lock()
+        _open.add(self)
 
     # -- agents
 
@@ -776,15 +798,16 @@ class Runtime:
         self._system.check()
         return add(self._system.users, spec)
 
-    def _wait_for(self, future: Future[Any], name: str) -> Any:
+    def _wait_for(self, future: Future[Any], name: str, timeout: float | None = None) -> Any:
         with Waiting(self._system, name, f"await ….a{name}(…)"):
-            return future.result()
+            return future.result(timeout)
 
     # -- the tree
 
     def tree(self) -> TreeNode:
         """The supervision tree, as it is now. Never waits."""
         system = self._system
+        system.check_process()
         failure = system.failure
         state = "running" if failure is None else "down" if isinstance(failure, RuntimeDown) else "stopped"
         parts = [TreeNode(id=id, kind=kind, state=state) for id, kind, state in system.parts()]
@@ -803,35 +826,81 @@ class Runtime:
     # -- the end
 
     def stop(self, *, drain: float | None = None) -> None:
-        """Stop everything: see the class. A second call does nothing.
+        """Stop everything: see the class. From any thread, also a tool's, and as often as you like.
+
+        A call during another's stop waits for the same end; `drain=0` lets it wait for no run any longer, and so does
+        Ctrl-C here. In the child of a fork it does nothing: there is nothing of the parent's to stop.
 
         Args:
             drain: Seconds that open runs get; the runtime's own by default.
+
+        Raises:
+            WouldDeadlock: Called on one of the runtime's own loops.
         """
-        if self._closed:
+        if self._is_over():
             return
         if self._system.is_own_thread():
-            raise WouldDeadlock("a runtime cannot be stopped on one of its own loops")
+            raise WouldDeadlock("a runtime cannot be stopped on one of its own loops; use await rt.astop()")
         with Waiting(self._system, "stop", "await rt.astop()"):
-            self._stop(self._drain if drain is None else drain)
+            try:
+                self._await_stop(self._begin_stop(drain))
+            except (KeyboardInterrupt, SystemExit):  # of a signal's handler
+                self._await_stop(self._begin_stop(0))
+                raise
 
     async def astop(self, *, drain: float | None = None) -> None:
-        """As `stop`."""
-        if not self._closed:
-            await asyncio.to_thread(self._stop, self._drain if drain is None else drain)
-
-    def _stop(self, drain: float) -> None:
-        if self._closed:
+        """As `stop`. A cancelled task still waits for the end, and for no run any longer; cancelled again, it leaves."""
+        if self._is_over():
             return
-        self._closed = True
+        try:
+            await self._aawait_stop(self._begin_stop(drain))
+        except asyncio.CancelledError:
+            await self._aawait_stop(self._begin_stop(0))
+            raise
+
+    def _is_over(self) -> bool:
+        return self._system.is_parents or (self._stopped is not None and self._stopped.done())
+
+    def _begin_stop(self, drain: float | None) -> Future[None]:
+        with self._stopping:
+            stopped = self._stopped
+            is_first = stopped is None
+            if stopped is None:
+                stopped = self._stopped = Future()
+        if is_first:
+            # On a thread: whoever waits may be interrupted, and its end must not be that of the stop.
+            stop = partial(self._stop, stopped, self._drain if drain is None else drain)
+            self._system.env.start_thread("stop", stop)
+        elif drain == 0:
+            self._system.hurry()
+        return stopped
+
+    def _stop(self, stopped: Future[None], drain: float) -> None:
         until = self._system.env.monotonic() + self._shutdown
         try:
             self._system.stop(drain, self._shutdown * 0.8).result(self._shutdown)
         except TimeoutError:
             self._system.bus.stop(RuntimeStopped("the runtime was stopped"))
         finally:
-            self._system.close_loops(max(until - self._system.env.monotonic(), 1.0))
-            _open.discard(self._system)
+            self._system.close_loops(max(until - self._system.env.monotonic(), LATE / 2))
+            _open.discard(self)
+            stopped.set_result(None)
+
+    def _await_stop(self, stopped: Future[None]) -> None:
+        try:
+            stopped.result(self._shutdown + LATE)
+        except TimeoutError:
+            self._tell_late()
+
+    async def _aawait_stop(self, stopped: Future[None]) -> None:
+        try:
+            async with asyncio.timeout(self._shutdown + LATE):
+                await asyncio.shield(asyncio.wrap_future(stopped))
+        except TimeoutError:
+            self._tell_late()
+
+    def _tell_late(self) -> None:
+        get_logger().error("the runtime did not stop in time; its journal still writes", shutdown=self._shutdown)
 
     def __enter__(self) -> Self:
         return self
@@ -910,10 +979,14 @@ _WORDS: dict[Life, AgentWord] = {
 
 @atexit.register
 def _close_abandoned() -> None:
-    """The interpreter ends, and nobody stopped these: threads are daemons, connections are closed."""
-    for system in list(_open):
-        system.stop(0.0, 1.0)
-        system.close_loops(2.0)
+    """The interpreter ends, and nobody stopped these: what is open is suspended, and nobody is waited for for long."""
+    left = [rt for rt in _open if not rt._system.is_parents]  # pyright: ignore[reportPrivateUsage]
+    systems = [rt._system for rt in left]  # pyright: ignore[reportPrivateUsage]
+    for system in systems:
+        system.hurry()  # a stop that is under way
+    wait_for_all([rt._stopped or rt._system.stop(0.0, EXIT) for rt in left], EXIT)  # pyright: ignore[reportPrivateUsage]
+    for system in systems:
+        system.close_loops(EXIT)
 
 
-_open: set[System] = set()
+_open: set[Runtime] = set()

@@ -1,4 +1,4 @@
-"""The verbs of the command line that look into a store, or move an agent: log, agents, verify, export, import.
+"""The verbs of the command line that look into a store, or move an agent: log, agents, tree, verify, export, import.
 
 All but `import` and `verify --rebuild` only read, beside the store's owner or without one, and need no definitions.
 """
@@ -9,8 +9,10 @@ import argparse
 import io
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from functools import partial
@@ -20,12 +22,14 @@ from nitinol.errors import BadExport, ConfigurationError, NotFound, StorageFaile
 
 if TYPE_CHECKING:
     from nitinol.events import Event
-    from nitinol.journal.base import Head
+    from nitinol.journal.base import Head, Past
     from nitinol.journal.read_only import ReadOnlyJournal
     from nitinol.journal.rows import Spent
 
 PAGE = 1000
 """Events read at a time."""
+MANY = 50
+"""Agents of which `tree` shows all; of more, it shows those first that somebody should look at, and counts the rest."""
 Command = Callable[[argparse.Namespace], int]
 
 
@@ -49,6 +53,11 @@ def add_commands(commands: Any) -> None:
     agents = add("agents", _agents, "show the agents of a store, and the bill")
     agents.add_argument("pattern", nargs="?", default="*", help="only keys that match this shell pattern")
     agents.add_argument("--json", action="store_true", help="print one object of JSON")
+
+    tree = add("tree", _tree, "show the supervision tree of a store: who runs, waits, crashed or is parked, and why")
+    tree.add_argument("--key", default="*", metavar="PATTERN", help="only agents whose key matches this shell pattern")
+    tree.add_argument("--all", action="store_true", help=f"show every agent, also of more than {MANY}")
+    tree.add_argument("--json", action="store_true", help="print one object of JSON, with every agent")
 
     verify = add("verify", _verify, "check a store from end to end")
     verify.add_argument(
@@ -188,7 +197,7 @@ def _agents(options: argparse.Namespace) -> int:
     header = ("key", "agent", "state", "open runs", "messages", "tokens", "cost", "last event")
     rows = [
         (
-            terminal.in_line(head.key, 60), terminal.in_line(head.agent, 30), _state(head), str(head.open_runs),
+            terminal.in_line(head.key, 60), terminal.in_line(head.agent, 30), head.state, str(head.open_runs),
             str(head.messages), f"{head.usage.total_tokens:,}", terminal.show_cost(head.cost), _time(head.last_event_at),
         )
         for head in heads
@@ -203,15 +212,11 @@ def _agents(options: argparse.Namespace) -> int:
     return 0
 
 
-def _state(head: Head) -> str:
-    return "suspended" if head.state == "stopped" and head.open_runs else head.state
-
-
 def _head_data(head: Head) -> dict[str, Any]:
     from nitinol.events import to_iso
 
     return {
-        "key": head.key, "agent": head.agent, "state": _state(head), "seq": head.seq, "run_id": head.run_id,
+        "key": head.key, "agent": head.agent, "state": head.state, "seq": head.seq, "run_id": head.run_id,
         "open_runs": head.open_runs, "messages": head.messages, "usage": _plain(head.usage),
         "cost": None if head.cost is None else str(head.cost),
         "started_at": to_iso(head.started_at), "last_event_at": to_iso(head.last_event_at),
@@ -253,6 +258,115 @@ def _table(rows: Sequence[Sequence[str]], right: Sequence[int]) -> Iterator[str]
             for column, (gap, cell) in enumerate(zip(gaps, row, strict=True))
         )
         yield "  ".join(cells).rstrip()
+
+
+# -- tree
+
+
+@dataclass(frozen=True, slots=True)
+class _Branch:
+    """An agent in the tree."""
+
+    head: Head
+    past: Past
+
+    @property
+    def weight(self) -> tuple[int, ...]:
+        """What somebody should look at comes first: parked, then crashed, then at work."""
+        head = self.head
+        return (
+            -(head.state == "parked"),
+            -(self.past.last_reason is not None),
+            -bool(head.open_runs),
+            -head.last_event_at,
+        )
+
+
+def _tree(options: argparse.Namespace) -> int:
+    from nitinol.journal import path_of
+    from nitinol.journal.base import Past
+    from nitinol.journal.owner import owner_of
+
+    with _open(options) as store:
+        heads = [head for head in store.heads() if fnmatchcase(head.key, options.key)]
+        pasts = store.pasts()
+    agents = [_Branch(head, pasts.get(head.key) or Past()) for head in heads]
+    owner = owner_of(path_of(options.store).resolve())
+    if options.json:
+        print(json.dumps(_tree_data(options.store, owner, agents), ensure_ascii=False))
+        return 0
+    _print_tree(options, owner, agents)
+    return 0
+
+
+def _tree_data(store: str, owner: tuple[int, bool] | None, agents: Sequence[_Branch]) -> dict[str, Any]:
+    return {
+        "store": store,
+        "owner": None if owner is None else {"process": owner[0], "alive": owner[1]},
+        "states": _count_states(agents),
+        "open_runs": sum(agent.head.open_runs for agent in agents),
+        "agents": [
+            {
+                "key": agent.head.key, "agent": agent.head.agent, "state": agent.head.state,
+                "incarnation": agent.past.incarnation, "restarts": agent.past.restarts,
+                "last_reason": agent.past.last_reason, "run_id": agent.head.run_id, "open_runs": agent.head.open_runs,
+                "last_event_at": _time(agent.head.last_event_at),
+            }
+            for agent in agents
+        ],
+    }  # fmt: skip
+
+
+def _print_tree(options: argparse.Namespace, owner: tuple[int, bool] | None, agents: Sequence[_Branch]) -> None:
+    from rich.console import Console
+
+    from nitinol import terminal
+
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    few = len(agents) <= MANY or options.all
+    shown = agents if few else sorted(agents, key=lambda agent: agent.weight)[:MANY]
+    states = ", ".join(f"{number} {state}" for state, number in _count_states(agents).items())
+    open_runs = sum(agent.head.open_runs for agent in agents)
+    console.print(f"{terminal.in_line(options.store)}: {_show_owner(owner)}", style="bold")
+    counts = f"{terminal.count(len(agents), 'agent')}{f' ({states})' if states else ''}"
+    console.print(f"└─ agents: {counts}, {terminal.count(open_runs, 'open run')}")
+    rows = [_show_branch(agent) for agent in shown]
+    left = len(agents) - len(shown)
+    lines = _table([row for row, _ in rows], right=()) if rows else ()
+    for number, (line, (_, style)) in enumerate(zip(lines, rows, strict=False), 1):
+        console.print(f"   {'└─' if number == len(rows) and not left else '├─'} {line}", style=style)
+    if left:
+        console.print(
+            f"   └─ … and {left} more that are less urgent: --all shows them, --key PATTERN some", style="dim"
+        )
+
+
+def _show_owner(owner: tuple[int, bool] | None) -> str:
+    if owner is None:
+        return "nobody owns it"
+    process, alive = owner
+    return f"owned by process {process}" if alive else f"process {process} owned it and is gone; this is what it left"
+
+
+def _show_branch(agent: _Branch) -> tuple[tuple[str, ...], str]:
+    """An agent's columns, and the style of its line."""
+    from nitinol import terminal
+
+    head, past = agent.head, agent.past
+    facts = [f"incarnation {past.incarnation}"]
+    if past.restarts:
+        facts.append(terminal.count(past.restarts, "restart"))
+    if head.open_runs:
+        facts.append(terminal.count(head.open_runs, "open run"))
+    reason = "" if past.last_reason is None else terminal.in_line(past.last_reason, 120)
+    style = "bold red" if head.state == "parked" else "yellow" if reason else "" if head.open_runs else "dim"
+    columns = (terminal.in_line(head.key, 60), terminal.in_line(head.agent, 30), head.state, ", ".join(facts))
+    return (*columns, f"last: {reason}" if reason else ""), style
+
+
+def _count_states(agents: Iterable[_Branch]) -> dict[str, int]:
+    """How many agents are in which state, the most frequent first."""
+    return dict(Counter(agent.head.state for agent in agents).most_common())
 
 
 # -- verify

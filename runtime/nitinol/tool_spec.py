@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,8 +19,11 @@ from pydantic.fields import FieldInfo
 from nitinol.errors import ConfigurationError, ToolError
 from nitinol.messages import Audio, Document, Image, Media
 
-Isolation = Literal["thread"]
+Isolation = Literal["thread", "process"]
 Replay = Literal["never", "safe"]
+
+MAX_TEXT = 200_000
+"""Characters of one answer that a model is sent; the middle of a longer one is left out."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}\Z")
 
@@ -155,7 +159,10 @@ class Tool:
             description: What the model reads; the docstring's text before `Args:` by default.
             parameters: A JSON schema instead of the one made from hints; arguments are then passed unchecked.
             timeout: Seconds from the moment the call gets its slot.
-            isolation: Where a `def` runs.
+            isolation: Where a `def` runs: on a thread of this process, which Python cannot stop, or in a worker process,
+                which is killed with its process group when the call's time is over or it is cancelled. Functions,
+                arguments and `deps=` are sent as pickles (closures, lambdas and what `__main__` defines too), so what
+                they change there changes nothing here; the process serves many calls, one at a time.
             replay: Whether a call whose outcome a crash has hidden may run again.
             serial: The call runs alone among the calls of its turn.
             approval: The call waits for a person.
@@ -165,7 +172,10 @@ class Tool:
             ConfigurationError: An option has a value it cannot have.
             TypeError: It is no function, or no schema can be made of its parameters.
         """
-        for option, value, allowed in (("isolation", isolation, ("thread",)), ("replay", replay, ("never", "safe"))):
+        for option, value, allowed in (
+            ("isolation", isolation, ("thread", "process")),
+            ("replay", replay, ("never", "safe")),
+        ):
             if value not in allowed:
                 raise ConfigurationError(f"tool option {option}={value!r} must be one of {allowed}")
         if not timeout > 0:
@@ -175,6 +185,13 @@ class Tool:
         called = name or str(getattr(function, "__name__", ""))
         if not _NAME.match(called):
             raise ConfigurationError(f"tool name {called!r} must be 1 to 64 letters, digits, _ or -; give name=")
+        is_async = inspect.iscoroutinefunction(_routine(function))
+        if isolation == "process" and is_async:
+            raise ConfigurationError(
+                f'tool {called!r}: isolation="process" is for def; an async def runs as a coroutine, leave it out'
+            )
+        if isolation == "process" and not hasattr(os, "fork"):
+            raise ConfigurationError(f'tool {called!r}: isolation="process" needs a system that can fork')
         summary, described = _read_docstring(inspect.getdoc(function) or "")
         hints = _hints(called, function)
         self._context_name = next((key for key, hint in hints.items() if _is_context(hint)), None)
@@ -191,7 +208,7 @@ class Tool:
             "serial": serial,
             "approval": Approval() if approval is True else approval or None,
             "callers": tuple(callers),
-            "is_async": inspect.iscoroutinefunction(_routine(function)),
+            "is_async": is_async,
         }
         for key, value in values.items():
             setattr(self, key, value)
@@ -212,7 +229,14 @@ class Tool:
         Raises:
             TypeError: There is no such option.
         """
-        kept: dict[str, Any] = {
+        return Tool(options.pop("function", self.function), **{**self._options(), **options})
+
+    def __reduce__(self) -> Any:
+        # The argument model is made of the function, and no pickle's business.
+        return _make, (self.function, self._options())
+
+    def _options(self) -> dict[str, Any]:
+        return {
             "name": self.name,
             "description": self.description,
             "parameters": self.parameters if self._model is None else None,
@@ -223,7 +247,6 @@ class Tool:
             "approval": self.approval or False,
             "callers": self.callers,
         }
-        return Tool(options.pop("function", self.function), **{**kept, **options})
 
     def misfit(self, arguments: Mapping[str, Any]) -> str | None:
         """Why these arguments do not fit the schema; `None` where they do."""
@@ -232,6 +255,11 @@ class Tool:
         except ToolError as error:
             return str(error)
         return None
+
+    @property
+    def context_name(self) -> str | None:
+        """The parameter that takes the `ToolContext`; `None` if none does."""
+        return self._context_name
 
     def bind(self, arguments: Mapping[str, Any], context: ToolContext) -> dict[str, Any]:
         """Check a model's arguments and add the context: the keyword arguments of the function.
@@ -251,6 +279,10 @@ class Tool:
         if self._context_name is not None:
             bound[self._context_name] = context
         return bound
+
+
+def _make(function: Callable[..., Any], options: dict[str, Any]) -> Tool:
+    return Tool(function, **options)
 
 
 @overload
@@ -310,6 +342,25 @@ def to_result(value: Any) -> ToolResult:
         return ToolResult(_printable("\n".join(words)), media=media)
     text = _to_json(value, f"the tool returned {type(cast('object', value)).__name__}")
     return ToolResult(text, data=json.loads(text))
+
+
+def to_answer(value: Any) -> ToolResult:
+    """As `to_result`, with a text that is not too long for a model.
+
+    Raises:
+        ToolError: As `to_result`.
+    """
+    result = to_result(value)
+    return replace(result, text=clip(result.text))
+
+
+def clip(text: str) -> str:
+    """A text without its middle, where it is longer than `MAX_TEXT`; what no store and wire would take is `?`."""
+    text = _printable(text)
+    if len(text) <= MAX_TEXT:
+        return text
+    half = MAX_TEXT // 2
+    return f"{text[:half]}\n[… {len(text) - MAX_TEXT:,} characters left out …]\n{text[-half:]}"
 
 
 def _checked(result: ToolResult) -> ToolResult:

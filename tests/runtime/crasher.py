@@ -128,7 +128,10 @@ def main() -> None:
         send(FRAIL, "retry").result(SOON)
         send(HOOKED, "hooked").result(SOON)
         send(POOR, "poor").result(SOON)
-        broken = [Message(role="user", parts=(Text("look"),)), Message(role="assistant", parts=(ToolCall(call_id="x", name="look"),))]
+        broken = [
+            Message(role="user", parts=(Text("look"),)),
+            Message(role="assistant", parts=(ToolCall(call_id="x", name="look"),)),
+        ]
         send(PLAIN, "repaired", messages=broken).result(SOON)
 
         with rt.subscribe("run.paused", run_id="approval", after=0) as pauses:

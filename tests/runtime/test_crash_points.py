@@ -42,7 +42,10 @@ class Seen:
 
     @property
     def cost(self) -> str:
-        return ", ".join([*(f"attempt of {run}" for run in self.lost), *(f"{call} uncertain" for call in self.uncertain)]) or "-"
+        return (
+            ", ".join([*(f"attempt of {run}" for run in self.lost), *(f"{call} uncertain" for call in self.uncertain)])
+            or "-"
+        )
 
 
 def die_at(point: str, path: Path) -> Seen:
@@ -140,7 +143,9 @@ def test_kill_9_at_each_crash_point(tmp_path: Path) -> None:
         print(f"{point:<28} {EXPECTED.get(point, '-'):<34} {what.cost:<34} {len(what.wrong)}")
     assert {point: what.wrong for point, what in seen.items() if what.wrong} == {}
     assert [point for point, what in seen.items() if not what.died] == []
-    assert {point: what.cost for point, what in seen.items()} == {point: EXPECTED.get(point, "-") for point in reachable}
+    assert {point: what.cost for point, what in seen.items()} == {
+        point: EXPECTED.get(point, "-") for point in reachable
+    }
 
 
 def test_a_point_that_does_not_exist_is_refused() -> None:

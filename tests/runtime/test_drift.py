@@ -131,6 +131,19 @@ def test_a_run_whose_definition_is_missing_waits_and_is_seen(path: Path, caplog:
     assert "an interrupted run waits for its agent" in caplog.text
 
 
+def test_a_run_that_waits_for_approval_is_not_overlooked(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody opens its agent, which has nothing to do; that its definition was not given is told all the same."""
+    run_id = interrupt(path, launch)
+    with Runtime(path, agents=[scout(launch)], drain=0.0):
+        assert "its agent is not known" not in caplog.text
+    with Runtime(path, drain=0.0) as rt:
+        assert "a run waits for approval, and its agent is not known" in caplog.text
+        assert "key='k'" in caplog.text
+        rt.start(scout(launch), key="k")
+        rt.handle(run_id).approve("call_1_0")
+        assert rt.handle(run_id).result(SOON).text == "launched to the moon"
+
+
 def test_a_parked_agent_ends_a_run_that_is_cancelled() -> None:
     """Nobody would see what its effects come to: the run ends at once, its attempt billed as lost. rule 8"""
     held = gate("late")
@@ -149,6 +162,7 @@ def test_a_parked_agent_ends_a_run_that_is_cancelled() -> None:
 
 def test_the_report_of_an_attempt_that_a_crash_cut_off_is_billed() -> None:
     """The gateway closes the stream and settles it; the reservation is owed only where nobody reports. rule 5"""
+
     class Hangs(ScriptedProvider):
         async def stream(self, request: ModelRequest, http: Http) -> AsyncIterator[StreamPart]:
             self.requests.append(request)

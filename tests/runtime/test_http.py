@@ -406,6 +406,45 @@ class TestTime:
         assert "no byte for 0.1 seconds" in str(error)
         assert script.closed.wait(5)
 
+    @pytest.mark.parametrize(
+        "pieces",
+        [
+            [head(connection="close"), b"data: on"],
+            [head(connection="close"), *TWO, b": a comment\n"],
+            [head(200, "application/json", connection="close"), b'{"half": '],
+            [head(503, "application/json", content_length="100"), b'{"half": '],
+            [b"HTTP/1.1 200 OK\r\ncontent-type: text/ev"],
+        ],
+        ids=["event", "comment", "json", "error", "headers"],
+    )
+    def test_a_stall_in_the_middle_of_anything_is_a_timeout(self, transport: Transport, pieces: list[bytes]) -> None:
+        """Half an event, a whole answer, the body of an error, half of the headers."""
+        script = hang(pieces)
+        error = failure(transport, script, stall=0.1)
+        assert type(error) is errors.ProviderTimeout
+        assert error.retryable
+        assert "no byte for 0.1 seconds" in str(error)
+        assert script.closed.wait(5)
+
+    def test_a_handshake_that_stalls_is_a_timeout(self) -> None:
+        """A server that takes the connection and says nothing of TLS.
+
+        Of the stock transport this holds too, but httpcore leaves the socket to the garbage collector, which warns of it.
+        """
+        with Server(hang()) as server, pytest.raises(errors.ProviderTimeout, match=r"no byte for 0\.3 seconds"):
+            fetch("aiohttp", server.url.replace("http:", "https:"), stall=0.3)
+
+    def test_each_byte_begins_the_stall_anew(self, transport: Transport) -> None:
+        """Not the whole answer must come within it, nor a whole event."""
+
+        async def script(connection: Connection) -> None:
+            await connection.send(head(connection="close"))
+            for byte in b"data: slow\n\n":
+                await asyncio.sleep(0.06)
+                await connection.send(bytes([byte]))
+
+        assert read(transport, script, stall=0.5) == [b"slow"]
+
     def test_bytes_of_any_kind_are_no_stall(self, transport: Transport) -> None:
         """A comment keeps the stream alive."""
 

@@ -170,7 +170,10 @@ def test_a_forked_child_does_not_keep_the_store(path: Path) -> None:
         "if child: print(child, flush=True)\nsys.stdin.read()\n"
     )
     owner = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-W", "ignore", "-c", code, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert owner.stdout is not None
     child = int(owner.stdout.readline())

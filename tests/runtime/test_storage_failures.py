@@ -257,6 +257,21 @@ def test_what_rests_on_an_uncommitted_decision_is_not_acknowledged(error: Except
         assert [event.type for event in log_of(ref)].count("run.queued") == 1
 
 
+def test_a_timer_that_is_no_time_silences_no_other(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is told, and the timers are looked at again, within a minute."""
+    with Runtime(path, drain=0.0) as rt:
+        rt.start(scout(), key="k").ask("hello", timeout=SOON)
+    with sqlite3.connect(path) as connection:
+        connection.execute("INSERT INTO timers (key, due) VALUES ('k', 'soon')")
+    connection.close()
+    with Runtime(path, agents=[scout()], drain=0.0) as rt:
+        system, rung = rt._system, threading.Event()  # pyright: ignore[reportPrivateUsage]
+        system.core.call(rung.set)  # behind the first look, which the start has asked for
+        assert rung.wait(SOON)
+        assert "the timers cannot be read" in caplog.text
+        assert system.alarm is not None
+
+
 def test_a_broken_page_costs_its_agent_and_no_other(path: Path) -> None:
     """It is refused, with the way out, until the file is mended; then it goes on with all it had."""
     with Runtime(path, drain=0.0) as rt:
@@ -279,7 +294,9 @@ def test_a_broken_page_costs_its_agent_and_no_other(path: Path) -> None:
             file.seek((page - 1) * size)
             file.write(b"\xff" * size)
     with Runtime(path, agents=[scout()], drain=0.0) as rt:
-        with pytest.raises(BrokenLog, match=r"agent 'broken': its log cannot be read: .*malformed; restore it from a backup"):
+        with pytest.raises(
+            BrokenLog, match=r"agent 'broken': its log cannot be read: .*malformed; restore it from a backup"
+        ):
             rt.start(scout(), key="broken").ask("hi", timeout=SOON)
         assert rt.get("broken").status().state == "parked"
         assert rt.get("whole").ask("hi", timeout=SOON).text == "hi"

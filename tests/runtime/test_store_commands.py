@@ -19,8 +19,9 @@ from tests.runtime.owner import AGENT, Owner
 
 from nitinol import Agent, Runtime, events
 from nitinol.cli import main
+from nitinol.errors import StorageFailed
 from nitinol.journal.audit import audit
-from nitinol.testing import ScriptedProvider, gate, say
+from nitinol.testing import ScriptedProvider, crash, gate, say
 
 
 @pytest.fixture
@@ -209,7 +210,7 @@ def test_a_reader_that_leaves_is_no_error(path: Path) -> None:
 
 
 def test_agents_shows_each_and_the_bill(path: Path, capsys: Capture) -> None:
-    """Of a stopped store: what is open is suspended; the bill counts forgotten agents, too."""
+    """Of a stopped store, as `status()` says it; the bill counts forgotten agents, too."""
     lines = shown(capsys, "agents", path)
     assert re.split("  +", lines[0]) == [
         "key",
@@ -224,8 +225,8 @@ def test_agents_shows_each_and_the_bill(path: Path, capsys: Capture) -> None:
     rows = [re.split("  +", line) for line in lines[1:-1]]
     assert [row[:5] for row in rows] == [
         ["scout/1", "scout", "stopped", "0", "2"],
-        ["scout/2", "scout", "suspended", "1", "2"],
-        ["waiter/1", "waiter", "suspended", "2", "1"],
+        ["scout/2", "scout", "stopped", "1", "2"],
+        ["waiter/1", "waiter", "stopped", "2", "1"],
     ]
     assert rows[0][5:7] == ["6", "$0.000066"]
     assert rows[0][7].endswith("Z")
@@ -266,6 +267,119 @@ def test_agents_beside_their_owner(beside: Owner, tmp_path: Path, capsys: Captur
     """As committed now."""
     beside.do("send scout/1 run-1 wait")
     assert shown(capsys, "agents", tmp_path / "live.db")[1].split()[:4] == ["scout/1", "scout", "running", "1"]
+
+
+# ---- tree
+
+
+def test_tree_shows_each_agent(path: Path, capsys: Capture) -> None:
+    """Who owns the store, how many are in which state, and a line for each agent; forgotten ones are not there."""
+    lines = shown(capsys, "tree", path)
+    assert lines[0] == f"{path}: nobody owns it"
+    assert lines[1] == "└─ agents: 3 agents (3 stopped), 3 open runs"
+    assert [re.split("  +", line.strip()) for line in lines[2:]] == [
+        ["├─ scout/1", "scout", "stopped", "incarnation 1"],
+        ["├─ scout/2", "scout", "stopped", "incarnation 1, 1 open run"],
+        ["└─ waiter/1", "waiter", "stopped", "incarnation 1, 2 open runs"],
+    ]
+    assert len(shown(capsys, "tree", path, "--key", "waiter/*")) == 3
+    assert shown(capsys, "tree", path, "--key", "nobody")[1:] == ["└─ agents: 0 agents, 0 open runs"]
+
+
+def test_tree_beside_an_owner_and_after_its_death(beside: Owner, tmp_path: Path, capsys: Capture) -> None:
+    """States, restarts and the last reason, as committed now; and who has died holding the store."""
+    store = tmp_path / "live.db"
+    beside.do("send scout/1 run-1 wait")
+    beside.do("ask bad hello")
+    beside.do("crash bad")
+    with Runtime(store, read_only=True) as rt, rt.subscribe("agent.parked", after=0) as parked:
+        wait_for(parked, "agent.parked")  # it is committed soon after
+    lines = shown(capsys, "tree", store)
+    assert lines[0] == f"{store}: owned by process {beside.process.pid}"
+    assert lines[1] == "└─ agents: 2 agents (1 parked, 1 running), 1 open run"
+    bad, scout = (re.split("  +", line.strip()) for line in lines[2:])
+    assert bad[:4] == ["├─ bad", "scout", "parked", "incarnation 6, 5 restarts"]
+    assert re.fullmatch(r"last: .*RuntimeError: crashed by nitinol\.testing", bad[4])
+    assert scout == ["└─ scout/1", "scout", "running", "incarnation 1, 1 open run"]
+    with Runtime(store, read_only=True) as rt:
+        nodes = {node.id: node for node in rt.tree().children[-1].children}
+        assert (nodes["bad"].restarts, nodes["scout/1"].restarts, nodes["scout/1"].last_reason) == (5, 0, None)
+        assert nodes["bad"].last_reason == bad[4].removeprefix("last: ")
+        beside.do("forget bad")
+        beside.do("ask bad again")
+        bad_again = next(node for node in rt.tree().children[-1].children if node.id == "bad")
+        assert (bad_again.restarts, bad_again.last_reason) == (0, None)
+    beside.kill()
+    assert shown(capsys, "tree", store)[0].endswith(
+        f": process {beside.process.pid} owned it and is gone; this is what it left"
+    )
+
+
+def test_tree_as_json(path: Path, capsys: Capture) -> None:
+    """One object: the owner, the states, and every agent that is asked for."""
+    (line,) = shown(capsys, "tree", path, "--json", "--key", "scout/*")
+    told = json.loads(line)
+    assert (told["owner"], told["states"], told["open_runs"]) == (None, {"stopped": 2}, 1)
+    one, two = told["agents"]
+    assert (one["key"], one["agent"], one["state"], one["incarnation"], one["restarts"]) == (
+        "scout/1",
+        "scout",
+        "stopped",
+        1,
+        0,
+    )
+    assert (one["last_reason"], one["run_id"], one["open_runs"]) == (None, None, 0)
+    assert (two["run_id"], two["open_runs"]) == ("run-2", 1)
+
+
+def test_tree_commands_no_terminal(tmp_path: Path, capsys: Capture) -> None:
+    """Keys, names and reasons are made safe, and are one line each."""
+    path = tmp_path / "agents.db"
+    with Runtime(path, drain=0.0) as rt:
+        ref = rt.start(AGENT, key="a\x1b[31m\n└─ forged")
+        ref.ask("hello", timeout=SOON)
+        crash(ref, RuntimeError("\x1b]0;title\x07\nforged: 9 agents"))
+    lines = shown(capsys, "tree", path)
+    assert len(lines) == 3
+    assert not {"\x1b", "\x07"} & set("".join(lines))
+    assert "last: RuntimeError: " in lines[2]
+
+
+def test_tree_of_ten_thousand_shows_what_is_urgent(path: Path, capsys: Capture) -> None:
+    """Counts for all; lines for those that are parked, crashed or at work, and everybody with `--all`."""
+    tamper(
+        path,
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 10000) INSERT INTO heads"
+        " SELECT printf('many/%05d', i), 1, 0, 1, 'many', CASE i WHEN 5000 THEN 'parked' ELSE 'idle' END, NULL, 0, 0,"
+        " '{}', '0', 0, 1, i FROM n",
+    )
+    lines = shown(capsys, "tree", path)
+    assert lines[1] == "└─ agents: 10003 agents (9999 idle, 3 stopped, 1 parked), 3 open runs"
+    assert [line.split()[1] for line in lines[2:5]] == ["many/05000", "waiter/1", "scout/2"]
+    assert lines[-1].startswith("   └─ … and 9953 more that are less urgent: --all shows them")
+    assert len(lines) == 2 + 50 + 1
+    assert len(shown(capsys, "tree", path, "--all")) == 2 + 10_003
+    assert len(json.loads(shown(capsys, "tree", path, "--json")[0])["agents"]) == 10_003
+
+
+DAMAGES = ["usage = 'rubbish'", "cost = 'nine'", "state = 'dancing'", "open_runs = 'many'", "agent = x'00'"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_row_is_named_and_mended(damage: str, path: Path, capsys: Capture) -> None:
+    """By its key, with the way out, for verbs and runtimes alike; the log is untouched by it."""
+    before = shown(capsys, "agents", path)
+    tamper(path, f"UPDATE heads SET {damage} WHERE key = 'waiter/1'")
+    for verb in ("agents", "tree"):
+        said = complaint(capsys, verb, path)
+        assert "the row of agent 'waiter/1' in heads is damaged; `nitinol verify " in said
+        assert f"{path} --rebuild` makes it anew" in said
+    with pytest.raises(StorageFailed, match=r"agent 'waiter/1' in heads is damaged"):
+        Runtime(path)
+    with Runtime(path, read_only=True) as rt:
+        assert rt.get("scout/1").status().message_count == 2
+    shown(capsys, "verify", path, "--rebuild")
+    assert shown(capsys, "agents", path) == before
 
 
 # ---- verify
@@ -313,7 +427,7 @@ def test_an_agent_moves_through_a_file(path: Path, tmp_path: Path, capsys: Captu
     again = [{**json.loads(line), "position": 0} for line in shown(capsys, "export", there, "waiter/1")]
     assert again == [{**json.loads(line), "position": 0} for line in file.read_text().splitlines()]
     states = {row.split()[0]: row.split()[2] for row in shown(capsys, "agents", there)[1:-1]}
-    assert states == {"waiter/1": "suspended", "copy": "suspended"}
+    assert states == {"waiter/1": "stopped", "copy": "stopped"}
     agent: Agent[str] = Agent(name="waiter", model=ScriptedProvider(lambda request: say("at last")))
     with Runtime(there, agents=[agent], drain=60.0) as rt, rt.subscribe("run.finished", after=0) as ends:
         assert [wait_for(ends, "run.finished").type for _ in range(4)] == ["run.finished"] * 4

@@ -137,7 +137,7 @@ class Bench:
 
     def crash(self, child: Child, reason: str = "boom") -> None:
         """The child crashes now."""
-        self.tell(Crashed(child, RuntimeError(reason)))
+        self.tell(Crashed(child, reason))
 
     def wait_out(self, child: Child) -> float:
         """Move the clock to the child's restart; how long it took."""

@@ -16,6 +16,7 @@ from random import Random
 from typing import Any
 
 from nitinol.env import AT_ONCE, Env
+from nitinol.watchdog import Blocking
 
 STEP = 40_000
 """Nanoseconds that a callback takes at most."""
@@ -365,6 +366,12 @@ class SimEnv(Env):
     def start_loop(self, name: str) -> SimLoop:
         return self.clockwork.loop(name)
 
+    def watch(
+        self, noticed: Callable[[Blocking], object], told: Callable[[Blocking], object]
+    ) -> Callable[[float], object]:
+        """Nobody: there is no thread, and no loop stands still in virtual time."""
+        return lambda timeout: None
+
     def pace(self) -> float:
         """Seconds until a worker begins, or is heard of again: mostly short."""
         return float(self._paces.random() ** 8 * self.slowness)
@@ -389,8 +396,11 @@ class SimEnv(Env):
         return worker.actor_ref
 
     def start_thread(self, name: str, function: Callable[[], object]) -> None:
-        """The function, after some time: as if that were how long it took."""
-        self._workers.call_later(self.pace() + self.starting(name), function)
+        """A start after some time, as if that were how long it took; what a runtime's end needs a thread for, at once."""
+        if name.startswith("start-"):
+            self._workers.call_later(self.pace() + self.starting(name), function)
+        else:
+            function()
 
     def process_id(self) -> int:
         return 1

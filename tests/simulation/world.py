@@ -766,6 +766,7 @@ class _Records(logging.Handler):
 _EXPECTED = (
     "event='a tool raised'",
     "event='an interrupted run waits for its agent'",
+    "event='a run waits for approval, and its agent is not known'",
     "error_type='Planned'",
     "error_type='SystemExit'",
     "error_type='KeyboardInterrupt'",

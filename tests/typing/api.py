@@ -66,6 +66,12 @@ def with_options(ctx: ToolContext, url: str, limit: int = 5) -> list[str]:
     return [url]
 
 
+@tool(isolation="process")
+def in_a_process(ctx: ToolContext, number: int) -> int:
+    """Compute."""
+    return number
+
+
 @tool
 async def coroutine(city: str) -> str:
     """Ask for the weather."""

@@ -27,7 +27,7 @@ MAX_IMAGE = 20 * 1024 * 1024
 MAX_EDIT = 50 * 1024 * 1024
 """Bytes of the largest file that `edit` changes: it holds it in memory."""
 
-_REPLACING = threading.Lock()
+_replacing = threading.Lock()
 """Held while a file is replaced, so that no edit in this process overwrites another that it has not seen."""
 _SNIFFED = 8 * 1024
 _CONTEXT_LINES = 3
@@ -76,7 +76,7 @@ def write(ctx: ToolContext, path: str, content: str) -> ToolResult:
     if path.endswith("/"):
         raise ToolError(f"cannot write {path!r}: it names a directory; add the file's name")
     place, data = locate(path, ctx), _encode("content", content)
-    with explained("write", path), open_directory(place, create=True) as directory, _REPLACING:
+    with explained("write", path), open_directory(place, create=True) as directory, _replacing:
         before = status(place.name, directory)
         replace_file(place.name, directory, data, before)
     lines = content.count("\n") + (not content.endswith("\n") and content != "")
@@ -118,7 +118,7 @@ def edit(ctx: ToolContext, path: str, old_string: str, new_string: str, replace_
             text = content.decode("utf-8", "surrogateescape")
             start = _first_match(path, text, old_string, replace_all)
             changed, count = substitute(text, old_string, new_string)
-            with _REPLACING:
+            with _replacing:
                 # While `file` is open its inode number cannot go to a newer version of the file.
                 before = status(place.name, directory)
                 if before is None or _version(before) != _version(seen):
@@ -216,3 +216,13 @@ def _snippet(text: str, start: int, height: int) -> str:
     lines = text.removesuffix("\n").split("\n", last)[first:last]
     shown = (line.removesuffix("\r").encode("utf-8", "replace").decode() for line in lines)
     return "\n".join(numbered((cut(line, len(line.encode())) for line in shown), first + 1))
+
+
+def _renew_lock() -> None:
+    """In the child of a fork, where nobody may be left to release it."""
+    global _replacing
+    _replacing = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)

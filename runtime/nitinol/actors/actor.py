@@ -54,6 +54,8 @@ PROXY_DEADLINE = 5.0
 Reason = Literal["normal", "shutdown", "crash", "killed"]
 """How an actor ended: by itself, or stopped by whoever held it; by its supervisor; by an escape; given up at a deadline."""
 
+_PYKKAS = (_ActorStop, ProxyCall, ProxyGetAttr, ProxySetAttr)
+"""Messages that Pykka handles itself."""
 _lives = threading.Lock()
 """Held for the moments in which an actor comes up, goes down, gets a watcher, or a bounded inbox of a loop is filled."""
 _thread = threading.local()
@@ -67,12 +69,15 @@ class Down:
     """The `id` of its child spec, an agent's key, or the name of its class."""
     reason: Reason
     error: BaseException | None = None
-    """What escaped, for a crash."""
+    """What escaped, for a crash; not kept for those who come late to an agent's."""
+    text: str = ""
 
     @property
     def why(self) -> str:
         """The reason in words."""
-        return self.reason if self.error is None else f"{type(self.error).__name__}: {describe(self.error)[:2000]}"
+        if self.text or self.error is None:
+            return self.text or self.reason
+        return f"{type(self.error).__name__}: {describe(self.error)[:2000]}"
 
 
 class ActorDown(AgentDown, pykka.ActorDeadError):
@@ -192,7 +197,7 @@ class ActorRef(pykka.ActorRef[A]):
     def __init__(self, actor: A) -> None:
         super().__init__(actor)
         self._limit = cast("Actor", actor).inbox_limit
-        self._clock = cast("Actor", actor).env.monotonic
+        self._env = cast("Actor", actor).env
 
     def tell(self, message: Any) -> None:
         """Send a message; a stop overtakes those that wait.
@@ -224,14 +229,14 @@ class ActorRef(pykka.ActorRef[A]):
         if timeout is None and isinstance(message, (ProxyCall, ProxyGetAttr, ProxySetAttr)):
             timeout = PROXY_DEADLINE
         if timeout is not None:
-            until = self._clock() + timeout
+            until = self._env.monotonic() + timeout
         elif not isinstance(message, _ActorStop):
             raise TypeError(f"an ask needs a deadline: {self.actor_class.__name__}.ask(…, timeout=seconds)")
         if block and in_handler():
             raise WouldDeadlock(
                 f"an actor's handler would wait for {self}, which may wait for this one; tell it, and let it tell you"
             )
-        answer: Answer[Any] = Answer(self._clock, until)
+        answer: Answer[Any] = Answer(self._env.monotonic, until)
         if self.is_alive():
             self._send(Envelope(message, answer))
         else:
@@ -418,6 +423,8 @@ class Actor(pykka.Actor):
     _watchers: list[tuple[Callable[[Down], object], Callable[[], object] | None]] | None = None
     _answering: Answer[Any] | None = None
     _is_up = False
+    _remembers: ClassVar[bool] = True
+    """Whether who watches it when it is down already is told the error. It is a cycle, by the frames of its traceback."""
 
     @staticmethod
     def _create_future() -> pykka.Future[Any]:
@@ -479,9 +486,10 @@ class Actor(pykka.Actor):
             return False
         with _lives:
             self._is_up = True
-            waiting = [up for _, up in self._watchers or () if up is not None]
-        for up in waiting:
-            up()
+            watchers = self._watchers
+        for _, up in watchers or ():
+            if up is not None:
+                up()
         return True
 
     def _handle(self, envelope: Envelope[Any]) -> None:
@@ -512,6 +520,8 @@ class Actor(pykka.Actor):
             answer.set(reply)
 
     def _handle_receive(self, message: Any) -> Any:
+        if not isinstance(message, _PYKKAS):
+            return self.on_receive(message)
         if isinstance(message, Shutdown):
             self._reason = "shutdown"
         return super()._handle_receive(message)
@@ -536,13 +546,15 @@ class Actor(pykka.Actor):
 
     def _refuse_rest(self) -> None:
         """Who asked is told that nobody will answer; what was told is handed to `on_unhandled`."""
-        _refuse_all(cast("Inbox | ThreadInbox", self.actor_inbox), f"{self} went down", self.on_unhandled)
+        inbox: Any = self.actor_inbox
+        if not inbox.empty():
+            _refuse_all(inbox, f"{self} went down", self.on_unhandled)
 
     def _tell_down(self, down: Down) -> None:
         with _lives:
             if self._down is not None:
                 return
-            self._down = down
+            self._down = down if self._remembers else Down(id=down.id, reason=down.reason)
             watchers, self._watchers = self._watchers or (), None
         for told, _ in watchers:
             told(down)
@@ -593,8 +605,12 @@ class LoopActor(Actor):
             self._stop()
 
     def vanish(self) -> None:
-        """As `halt`, and without a cycle that only the collector would free. Only where nobody else knows the actor."""
+        """As `halt`, and gone from memory. Only where nobody else knows the actor."""
         self.halt()
+        self.let_go()
+
+    def let_go(self) -> None:
+        """End the cycle that only the collector would free. Only of one that is down, and that nobody else knows."""
         cast("Inbox", self.actor_inbox).unbind()
 
     def _start_actor_loop(self) -> None:

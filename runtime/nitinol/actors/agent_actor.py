@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, Literal, cast
 
 from nitinol import events as ev
-from nitinol.actors.actor import INBOX, Down, Inbox, LoopActor
+from nitinol.actors.actor import INBOX, Down, Inbox, LoopActor, Reason
 from nitinol.actors.agent_supervisor import Crashed as AgentCrashed
 from nitinol.actors.bus import EventBus
 from nitinol.actors.gateway import ModelGateway
@@ -156,8 +156,8 @@ class Cell:
         self.view: View | None = None
         """Of `viewed`, the transcript of the last request."""
         self.viewed: Log[Message] | None = None
-        self.last: Down | None = None
-        """How its last incarnation here ended."""
+        self.last: str | None = None
+        """Why its last incarnation here ended."""
         self.watchers: list[Callable[[Down], object]] | None = None
 
     # -- from any thread
@@ -182,7 +182,7 @@ class Cell:
                 future.set_result(outcome)
 
         if not self.services.core.call(self.accept, Request(input, answer, then)):
-            answer(RuntimeStopped("the runtime was stopped"))
+            answer(self.services.bus.stopped or RuntimeStopped("the runtime was stopped"))
         return future
 
     def resume(self) -> Future[Events]:
@@ -202,15 +202,17 @@ class Cell:
 
         if not self.services.core.call(resume):
             future = Future()  # the call may be carried out after all
-            future.set_exception(RuntimeStopped("the runtime was stopped"))
+            future.set_exception(self.services.bus.stopped or RuntimeStopped("the runtime was stopped"))
         return future
 
     def watch(self, told: Callable[[Down], object]) -> None:
         """Have `told` called once when its incarnation is down, at once if none lives. It comes on the core loop."""
 
         def watch() -> None:
-            if self.life in ("backoff", "parked", "stopped"):
-                told(self.last or Down(id=self.key, reason="shutdown"))
+            if self.life == "stopped":
+                told(Down(id=self.key, reason="shutdown"))
+            elif self.life in ("backoff", "parked"):
+                told(Down(id=self.key, reason="crash", text=self.last or self.committed.parked_because or ""))
             else:
                 self.watchers = [*(self.watchers or ()), told]
 
@@ -313,7 +315,7 @@ class Cell:
         if self.actor is not actor:
             return
         self.actor, self.life = None, "opening"
-        self._tell_down(Down(id=self.key, reason="shutdown"))
+        self._tell_down("shutdown", "shutdown")
         self._open_later(Opened(suspended=True))
 
     def start_over(self) -> None:
@@ -324,11 +326,12 @@ class Cell:
         elif self.life == "backoff":
             self._launch(Opened(restarts=self.committed.incarnation))
 
-    def _tell_down(self, down: Down) -> None:
-        self.last = down
-        watchers, self.watchers = self.watchers or (), None
-        for told in watchers:
-            told(down)
+    def _tell_down(self, reason: Reason, why: str, error: BaseException | None = None) -> None:
+        # The error itself is not kept: the frames of its traceback would stay with it.
+        self.last = why
+        watchers, self.watchers = self.watchers, None
+        for told in watchers or ():
+            told(Down(id=self.key, reason=reason, error=error, text=why))
 
     def _open_later(self, how: Opened) -> None:
         if self.reopening is None:
@@ -458,11 +461,12 @@ class Cell:
         if self.actor is not actor:
             return
         self.actor = None
+        actor.let_go()
         if error is None or self.life == "stopped":
             return
         self.life = "backoff"
-        self._tell_down(Down(id=self.key, reason="crash", error=error))
         crashed = Crashed(error_type=type(error).__name__, error=describe(error)[:2000])
+        self._tell_down("crash", f"{crashed.error_type}: {crashed.error}", error)
         get_logger().warning(
             "agent crashed", agent=self.committed.agent, key=self.key, error_type=crashed.error_type, exc_info=error
         )
@@ -472,7 +476,7 @@ class Cell:
                 if request.tries >= TRIES:
                     why = f"agent {self.key!r} died {request.tries} times over this: {crashed.error_type}: {crashed.error}"
                     self.settled(request, AgentDown(why))
-            self.services.supervise(AgentCrashed(self, error))
+            self.services.supervise(AgentCrashed(self, self.last or ""))
 
         # The cell writes, under a new epoch: nothing of the dead incarnation can come after it.
         self._write(crashed, then)
@@ -501,7 +505,7 @@ class Cell:
         if self.actor is not None:
             self.actor.halt()
         self.backlog = None
-        self._tell_down(Down(id=self.key, reason="shutdown"))
+        self._tell_down("shutdown", "shutdown")
         gone = AgentStopped(f"agent {self.key!r} was stopped; rt.start(agent, key={self.key!r}) starts it again")
         self.refuse(gone)
         self._wake_waiters()
@@ -513,7 +517,7 @@ class Cell:
 
     def _give_up(self, error: Exception) -> None:
         self.life, self.failure = "parked", error
-        self._tell_down(Down(id=self.key, reason="crash", error=error))
+        self._tell_down("crash", f"{type(error).__name__}: {describe(error)}", error)
         get_logger().error("agent cannot be opened", key=self.key, error=repr(error))
         for request in list(self.requests or ()):
             self.settled(request, error)
@@ -584,6 +588,8 @@ class Cell:
 
 class AgentActor(LoopActor):
     """One incarnation: decides on inputs, commits what it decided, and keeps in flight what the state wants."""
+
+    _remembers = False  # who watches an agent watches its cell
 
     def __init__(self, cell: Cell, state: AgentState) -> None:
         services = cell.services

@@ -39,7 +39,7 @@ class Crashed:
     """An agent crashed, and its log says so."""
 
     agent: Restartable
-    error: BaseException
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,8 @@ class Gone:
 
 class _AgentChild(Child):
     """An agent that has crashed before."""
+
+    __slots__ = ("agent", "by_hand")
 
     def __init__(self, agent: Restartable) -> None:
         super().__init__(agent.key, "transient", 5.0, INTENSITY, PERIOD)
@@ -89,11 +91,11 @@ class AgentSupervisor(Supervisor):
 
     def on_receive(self, message: Any) -> None:
         match message:
-            case Crashed(agent, error):
+            case Crashed(agent, why):
                 child = self._records.get(agent.key)
                 if child is None:
                     child = self._records[agent.key] = _AgentChild(agent)
-                self._crashed(child, Down(id=agent.key, reason="crash", error=error))
+                self._crashed(child, Down(id=agent.key, reason="crash", text=why))
             case Wake(agent, by_hand):
                 child = self._records.get(agent.key)
                 if child is None and by_hand:  # it was parked under another incarnation of this supervisor

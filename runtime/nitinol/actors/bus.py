@@ -156,6 +156,14 @@ class EventBus:
         for waiter in waiters:
             waiter()
 
+    def disown(self, error: Exception) -> None:
+        """In the child of a fork: nothing will come, and the lock may be held by a thread that is not there."""
+        self._lock = threading.Lock()
+        for group in (self._everyone, *self._by_run.values(), *self._by_key.values()):
+            for subscription in group:
+                subscription.disown(error)
+        self.stopped = error
+
     def _follow_attempts(self, event: ev.Event, finished: list[str]) -> None:
         match event.type:
             case "model.finished" | "model.failed":
@@ -375,6 +383,12 @@ class Subscription:
             except IndexError:  # another thread was faster
                 return
             waiter()
+
+    def disown(self, error: Exception) -> None:
+        """In the child of a fork: it is the parent's."""
+        self._failure, self.behind = error, False
+        self.queue.clear()
+        self._lost = 0
 
     # -- the reader's side
 

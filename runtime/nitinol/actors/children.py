@@ -11,7 +11,7 @@ import pykka
 
 from nitinol.actors.actor import Actor, Down, Home, home, shut_down
 from nitinol.actors.child_spec import ChildSpec, Spec, SupervisorSpec, check_actor_class
-from nitinol.actors.supervisor import Add, Child, ChildDown, End, State, StopChild, Supervisor, Up, Wake, release
+from nitinol.actors.supervisor import Add, Child, ChildDown, End, State, StopChild, Supervisor, Up, refuse, release
 from nitinol.env import Env, Loop
 from nitinol.errors import ConfigurationError, StartFailed
 from nitinol.logs import get_logger
@@ -103,8 +103,8 @@ class ActorChild(Child):
             home.reset(token)
         self._place.loop.call(self._started, by, number, actor)
 
-    def _actor_of(self, ref: object) -> Actor:
-        if not isinstance(ref, pykka.ActorRef):
+    def _actor_of(self, ref: pykka.ActorRef[Any]) -> Actor:
+        if not isinstance(ref, pykka.ActorRef):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigurationError(
                 f"child {self.id!r}: start returned {ref!r}; it must return what Feed.start(…) returns, a reference"
             )
@@ -135,54 +135,49 @@ class SupervisorChild(Child):
         self.place = place
         self.children = [child_of(child, place) for child in spec.children]
         self.supervisor: Supervisor | None = None
+        self.closed = False
+        """Whether there will be none any more."""
         self._waiting: list[Any] = []
-        self._closed = False
-        """No next one comes by itself."""
 
     def post(self, message: Any) -> None:
         """Tell the supervisor, or the next one, if it is being restarted. From any thread."""
         if not self.place.loop.call(self._post, message):
             self._refuse(message)
 
+    def close(self) -> None:
+        """Its supervisor will not come back: what is asked of it is refused."""
+        self.closed = True
+        self.settled()
+        for child in self.children:
+            refuse(child, StartFailed(f"child {child.id!r} was not started: its supervisor {self.id!r} is stopped"))
+            if isinstance(child, SupervisorChild):
+                child.close()
+            child.settled()
+
+    def settled(self) -> None:
+        super().settled()
+        if self.state != "up" or self.closed:
+            waiting, self._waiting = self._waiting, []
+            for message in waiting:
+                self._refuse(message)
+
     def _post(self, message: Any) -> None:
         if self.supervisor is not None and not self.supervisor.actor_stopped.is_set():
             self.supervisor.post(message)
-        elif self._closed:
+        elif self.closed or self.state in ("parked", "ended", "stopped"):
             self._refuse(message)
         else:
             self._waiting.append(message)
 
-    def close(self) -> None:
-        self._closed = True
-        waiting, self._waiting = self._waiting, []
-        for message in waiting:
-            self._refuse(message)
-        for child in list(self.children):
-            child.close()
-            if child.started is not None:
-                self.children.remove(child)
-                child.tell_started(self._not_up(child))
-
     def _refuse(self, message: Any) -> None:
-        """Do without a supervisor what can be done."""
-        match message:
-            case Add(child):
-                child.tell_started(self._not_up(child))
-            case StopChild(child, told):
-                child.state = "stopped" if child in self.children else "ended"
-                told()
-            case Wake(child, True) if child in self.children:
-                child.patience.clear()
-                child.state = "down"  # the next supervisor starts it
-            case _:
-                pass
-
-    def _not_up(self, child: Child) -> StartFailed:
-        return StartFailed(f"child {child.id!r} was not started: its supervisor {self.id!r} is not up")
+        if isinstance(message, Add):
+            why = f"its supervisor {self.id!r} is {'stopped' if self.closed else self.state}"
+            refuse(message.child, StartFailed(f"child {message.child.id!r} was not started: {why}"))
+        elif isinstance(message, StopChild):
+            message.told()
 
     def begin(self, by: Supervisor) -> float | None:
         number = self.number
-        self._closed = False
         self.supervisor = supervisor = self.make(number, lambda: by.post(Up(self, number)))
         supervisor.watch(partial(self._down, by, number))
         supervisor.launch()
@@ -208,7 +203,7 @@ class SupervisorChild(Child):
             shutdown=spec.shutdown,
             strict=number == 1,
             ready=ready,
-            left=self._post,
+            returned=self.post,
         )
 
     def end(self, by: Supervisor, seconds: float) -> None:

@@ -20,6 +20,7 @@ from nitinol.agent import Agent
 from nitinol.env import Env, Timer
 from nitinol.errors import KeyTaken, ReadOnly
 from nitinol.inputs import Input
+from nitinol.journal.base import Past
 from nitinol.journal.read_only import ReadOnlyJournal
 from nitinol.logs import get_logger
 from nitinol.state import AgentState, BrokenLog
@@ -164,8 +165,10 @@ class Follower(System):
         return {head.key: self._mirror(head.key, head.agent) for head in self._store.heads()}
 
     def outline(self) -> list[Outline]:
-        """What all agents of the store do, by their heads."""
-        return [Outline(head.key, "up", head.state) for head in self._store.heads()]
+        """What all agents of the store do, by their heads, and what became of their earlier incarnations."""
+        heads, pasts, none = self._store.heads(), self._store.pasts(), Past()
+        found = [(head, pasts.get(head.key, none)) for head in heads]
+        return [Outline(head.key, "up", head.state, past.restarts, past.last_reason) for head, past in found]
 
     def parts(self) -> list[Part]:
         """There are no more."""

@@ -23,7 +23,7 @@ class HookRunner:
     """On the core loop. Has workers of its own, so that hooks go on while all tools hang."""
 
     def __init__(self, pool: WorkerPool) -> None:
-        self._pool = pool
+        self.pool = pool
 
     async def call(self, function: Callable[..., Any], *args: Any, timeout: float, group: str) -> Any:
         """Call a user's function where it belongs.
@@ -49,11 +49,11 @@ class HookRunner:
         if not isinstance(timeout, (int, float)) or not timeout > 0:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise HookFailed(f"{name}: timeout={timeout!r} must be more than 0 seconds")
         job = Job(group=group, run=lambda: function(*args), is_async=is_async, timeout=timeout, done=done)
-        self._pool.submit(job)
+        self.pool.submit(job)
         try:
             return await future
         except asyncio.CancelledError:
-            self._pool.cancel(job)
+            self.pool.cancel(job)
             raise
 
     async def run(self, point: HookPoint, agent: Agent[Any], state: AgentState, *args: Any) -> Any:

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+from pykka._envelope import Envelope
+
 from nitinol.actors.actor import Down, LoopActor
 from nitinol.actors.child_spec import STORM, Restart, Strategy
 from nitinol.actors.patience import Patience
@@ -27,6 +29,8 @@ State = Literal["down", "starting", "up", "stopping", "backoff", "parked", "ende
 
 LIVE: tuple[State, ...] = ("starting", "up", "stopping")
 
+SETTLED: tuple[State, ...] = ("up", "parked", "ended", "stopped")
+
 
 class Child:
     """What a supervisor knows of a child, over all its incarnations. On the supervisors' loop, but for reading.
@@ -37,10 +41,16 @@ class Child:
         shutdown: Seconds it has to stop.
     """
 
+    __slots__ = (
+        "_state", "id", "last", "number", "patience", "reason", "restart", "settling", "shutdown", "started", "stopped", "timer",
+    )  # fmt: skip
+
     def __init__(self, id: str, restart: Restart, shutdown: float, intensity: int, period: float) -> None:
         self.id, self.restart, self.shutdown = id, restart, shutdown
         self.patience = Patience(intensity, period)
-        self.state: State = "down"
+        self._state: State = "down"
+        self.settling: list[Callable[[], object]] | None = None
+        """Told once it is up, or will not be without somebody's help."""
         self.number = 0
         """Of its incarnation. What is heard of an older one is passed over."""
         self.last: Down | None = None
@@ -50,8 +60,25 @@ class Child:
         self.timer: Timer | None = None
         self.started: Callable[[Exception | None], object] | None = None
         """Told once of its first start; if that fails, the child was never there."""
-        self.stopped: list[Callable[[], object]] = []
+        self.stopped: list[Callable[[], object]] | None = None
         """Told when it is down; while there are any, it was stopped from outside."""
+
+    @property
+    def state(self) -> State:
+        """What its supervisor knows of it."""
+        return self._state
+
+    @state.setter
+    def state(self, state: State) -> None:
+        self._state = state
+        if state in SETTLED:
+            self.settled()
+
+    def settled(self) -> None:
+        """It is up, or will not be without somebody's help."""
+        told, self.settling = self.settling, None
+        for each in told or ():
+            each()
 
     @property
     def inbox_depth(self) -> int:
@@ -81,15 +108,6 @@ class Child:
 
     def park(self, reason: str) -> None:
         """No more incarnations until somebody resumes it."""
-
-    def close(self) -> None:
-        """It does not live, and will not again by itself: nobody is to wait for it."""
-
-    def tell_started(self, error: Exception | None) -> None:
-        """Tell whoever wanted it how its first start went."""
-        told, self.started = self.started, None
-        if told is not None:
-            told(error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +187,7 @@ class Supervisor(LoopActor):
         shutdown: Seconds in which its children stop when it fails.
         strict: Whether a child that does not come up at first fails the supervisor; else that is a crash as any other.
         ready: Called once all children were started.
-        left: Given each message that it has not handled when it crashes.
+        returned: Given what users asked of it, and it did not get to.
     """
 
     def __init__(
@@ -185,14 +203,14 @@ class Supervisor(LoopActor):
         shutdown: float = 30.0,
         strict: bool = True,
         ready: Callable[[], object] | None = None,
-        left: Callable[[Any], object] | None = None,
+        returned: Callable[[Any], object] | None = None,
     ) -> None:
         super().__init__(loop)
         self.env = env
         self._name = id
         self.children, self._strategy = children, strategy
         self._storm, self._period, self._shutdown = storm, period, shutdown
-        self._strict, self._ready, self._left = strict, ready, left
+        self._strict, self._ready, self._returned = strict, ready, returned
         self._repeated: deque[float] = deque()
         """When children crashed that had crashed before in the period."""
         self._phase: Literal["stopping", "starting"] | None = "starting"
@@ -205,18 +223,14 @@ class Supervisor(LoopActor):
         self._until = 0.0
 
     def on_start(self) -> None:
-        for child in list(self.children):
-            if child.restart == "temporary" and child.number:  # it ended with the supervisor before this one
+        for child in [*self.children]:
+            if child.restart == "temporary" and child.number:  # it went down with the supervisor before this one
                 self._remove(child)
-                child.tell_started(StartFailed(f"child {child.id!r} went down with its supervisor {self.id!r}"))
+                refuse(child, StartFailed(f"child {child.id!r} went down with its supervisor {self.id!r}"))
             elif child.state not in ("parked", "stopped"):
                 child.state = "down"
-                child.patience.clear()  # the crashes that made the one before it fail are its own by now
+                child.patience.clear()  # of the crashes that this supervisor's own failure answered
         self._advance()
-
-    def on_unhandled(self, message: Any) -> None:
-        if self._left is not None and isinstance(message, (Add, StopChild, Wake)):
-            self._left(message)
 
     def on_receive(self, message: Any) -> None:
         match message:
@@ -238,6 +252,7 @@ class Supervisor(LoopActor):
                 self._advance()
             case _Due(child, number):
                 if child is not None and child.number == number and child.state == "backoff":
+                    child.timer = None
                     self._begin_child(child)
             case _Expired(child, number):
                 if child.number == number and child.state in LIVE:
@@ -246,6 +261,15 @@ class Supervisor(LoopActor):
                 self._end_all("end", until)
             case _:
                 raise TypeError(f"the supervisor does not know {message!r}")
+
+    def _now(self, message: Any) -> None:
+        """A timer: a message that is handled here and now; what escapes is a crash, as always."""
+        if not self.actor_stopped.is_set():
+            self._handle(Envelope(message))
+
+    def on_unhandled(self, message: Any) -> None:
+        if self._returned is not None and isinstance(message, (Add, StopChild, Wake)):
+            self._returned(message)
 
     # -- one child
 
@@ -264,7 +288,9 @@ class Supervisor(LoopActor):
     def _came_up(self, child: Child) -> None:
         _cancel(child)
         child.state = "up"
-        child.tell_started(None)
+        told, child.started = child.started, None
+        if told is not None:
+            told(None)
 
     def _end(self, child: Child) -> None:
         _cancel(child)
@@ -276,7 +302,7 @@ class Supervisor(LoopActor):
         child.end(self, seconds)
 
     def _expire_in(self, child: Child, seconds: float) -> None:
-        child.timer = self._loop.call_later(seconds, self.post, _Expired(child, child.number))
+        child.timer = self._loop.call_later(seconds, self._now, _Expired(child, child.number))
 
     def _expire(self, child: Child) -> None:
         was = child.state
@@ -303,24 +329,21 @@ class Supervisor(LoopActor):
         self._advance()
 
     def _has_stopped(self, child: Child) -> None:
-        told, child.stopped = child.stopped, []
+        told, child.stopped = child.stopped or (), None
         child.state = "stopped" if told else "down"
         if child.restart == "temporary":
             self._remove(child)
-        elif told:
-            child.close()
-        child.tell_started(StartFailed(f"{child.id!r} was stopped before it was up"))
+        refuse(child, StartFailed(f"child {child.id!r} was stopped before it was up"))
         for each in told:
             each()
 
     def _never_was(self, child: Child, down: Down) -> None:
         """Its first start has failed: that is the business of whoever wanted it."""
         self._remove(child)
-        child.tell_started(_not_started(child, down))
+        refuse(child, _not_started(child, down))
 
     def _remove(self, child: Child) -> None:
         child.state = "ended"
-        child.close()
         if child in self.children:
             self._low -= self.children.index(child) < self._low
             self.children.remove(child)
@@ -341,13 +364,12 @@ class Supervisor(LoopActor):
             child.state = "parked"
             child.reason = f"{child.patience.spent}, the last: {down.why}"
             child.park(child.reason)
-            child.close()
         elif self._is_group:
             low = 0 if self._strategy == "one_for_all" else self.children.index(child)
-            self._low = low if self._phase is None else min(low, self._low)
+            self._low = min(low, self._low) if self._phase == "stopping" else low
             self._phase, self._due = "stopping", max(self._due, now + delay)
         else:
-            child.timer = self._loop.call_later(delay, self.post, _Due(child, child.number))
+            child.timer = self._loop.call_later(delay, self._now, _Due(child, child.number))
 
     @property
     def _is_group(self) -> bool:
@@ -370,24 +392,26 @@ class Supervisor(LoopActor):
                 f"supervisor {self.id!r} has a child {child.id!r} already, which is {other.state}; ids are unique: stop that one first"
             )
         if refusal is not None:
-            child.tell_started(refusal)
+            refuse(child, refusal)
             return
         if other is not None:
             self._remove(other)
         self.children.append(child)
-        if self._phase is None:
-            self._begin_child(child)
+        self._start_one(child)
 
     def _stop_one(self, child: Child, told: Callable[[], object]) -> None:
         if child.state in ("starting", "up"):
-            child.stopped.append(told)
+            child.stopped = [told]
             self._end(child)
             return
         if child.state == "stopping":
-            child.stopped.append(told)
+            child.stopped = [*(child.stopped or ()), told]
             return
         _cancel(child)
-        if child in self.children:
+        if child.started is not None:
+            self._remove(child)
+            refuse(child, StartFailed(f"child {child.id!r} was stopped before it was up"))
+        elif child in self.children:
             child.state = "stopped"
         told()
         self._advance()
@@ -405,8 +429,15 @@ class Supervisor(LoopActor):
         elif by_hand and child.state in ("parked", "ended", "stopped"):
             child.patience.clear()
             child.state = "down"
-            if self._phase is None or self.children.index(child) < self._low:
-                self._begin_child(child)
+            self._start_one(child)
+
+    def _start_one(self, child: Child) -> None:
+        """Start a child that is down: by itself, or in a phase, after those before it."""
+        if self._phase == "starting" or (self._phase is None and self._is_group):
+            self._phase, self._low = "starting", 0
+            self._advance()
+        elif self._phase is None:
+            self._begin_child(child)
 
     # -- several
 
@@ -438,9 +469,12 @@ class Supervisor(LoopActor):
                 return
             wait = self._due - self.env.monotonic()
             if wait > 0:
-                self._timer = self._loop.call_later(wait, self.post, _Due(None, 0))
+                self._timer = self._loop.call_later(wait, self._now, _Due(None, 0))
                 return
-            self._phase = "starting"
+            for child in self.children[self._low :]:
+                if child.state in ("backoff", "ended"):
+                    child.state = "down"
+            self._phase, self._low = "starting", 0  # who was woken meanwhile is started too
         if self._phase == "starting" and self._start_next():
             self._phase, self._due = None, 0.0
             ready, self._ready = self._ready, None
@@ -459,7 +493,7 @@ class Supervisor(LoopActor):
     def _start_next(self) -> bool:
         """Start the first child that should live and does not, of dynamic ones all; whether all do."""
         for child in self.children[self._low :]:
-            if child.state == "down" or (self._is_group and child.state in ("backoff", "ended")):
+            if child.state == "down":
                 self._begin_child(child)
             if child.state == "starting" and self._strategy != "dynamic":
                 return False
@@ -469,8 +503,6 @@ class Supervisor(LoopActor):
         if self._ending != "end":
             assert isinstance(self._ending, BaseException)
             raise self._ending
-        for child in self.children:
-            child.close()
         self._reason = "shutdown"
         self._stop()
 
@@ -483,7 +515,7 @@ def release(children: Sequence[Child], gone: Callable[[], object]) -> None:
     def one_is_gone(child: Child) -> None:
         nonlocal left
         left -= 1
-        told, child.stopped = child.stopped, []
+        told, child.stopped = child.stopped or (), None
         child.state = "stopped" if told else "down"
         for each in told:
             each()
@@ -497,6 +529,13 @@ def release(children: Sequence[Child], gone: Callable[[], object]) -> None:
         child.release(partial(one_is_gone, child))
     if not live:
         gone()
+
+
+def refuse(child: Child, error: Exception) -> None:
+    """Tell whoever waits for the first start of a child that it has none."""
+    told, child.started = child.started, None
+    if told is not None:
+        told(error)
 
 
 def _not_started(child: Child, down: Down) -> StartFailed:

@@ -13,7 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeVar, cast
@@ -28,12 +28,13 @@ from nitinol.actors.child_spec import SupervisorSpec
 from nitinol.actors.children import LATE, Place, SupervisorChild
 from nitinol.actors.gateway import ModelGateway
 from nitinol.actors.hook_runner import HookRunner
+from nitinol.actors.processes import Processes
 from nitinol.actors.supervisor import End, Supervisor, release
 from nitinol.actors.tool_runner import ToolRunner
 from nitinol.actors.worker_pool import Ending, Job, WorkerPool
 from nitinol.agent import Agent
-from nitinol.env import Env, Loop, Timer, on_a_loop, resolve
-from nitinol.errors import KeyTaken, RuntimeDown, RuntimeStopped, StorageFailed
+from nitinol.env import Env, Loop, Timer, disown_in_child, on_a_loop, resolve
+from nitinol.errors import KeyTaken, RuntimeDown, RuntimeStopped
 from nitinol.inputs import (
     Cancel,
     Stop,
@@ -42,6 +43,7 @@ from nitinol.journal.base import Journal, taken
 from nitinol.logs import get_logger
 from nitinol.machine import GRACE, next_due, only_waits
 from nitinol.state import Activity, AgentState
+from nitinol.watchdog import Blocking
 
 T = TypeVar("T")
 
@@ -54,6 +56,8 @@ BUSY = 0.01
 """Seconds between two sweeps at least."""
 MANY = 500
 """Agents that fell asleep, whose memory is worth giving back."""
+BLOCKED = 3.0
+"""Seconds that the coroutines of users have to end in."""
 ALARM = 60.0
 """Seconds between two looks at the timers at most."""
 
@@ -94,20 +98,22 @@ class System:
         """Agents that fell asleep since their memory was given back."""
         self.alarm: tuple[int, Timer] | None = None
         """When the next agent that sleeps, or was not opened yet, is due."""
-        self.core = env.start_loop("nitinol-core")
-        try:
+        with ExitStack() as undo:  # what was begun, if the rest cannot be: no file to be had, or no thread
+            self.core = env.start_loop("nitinol-core")
+            undo.callback(self.core.close, 1.0)
             journal = self.journal = open_journal(env, self.core)
-        except BaseException:
-            self.core.close(1.0)
-            raise
-        self.user = env.start_loop("nitinol-user")
-        self.supervising = env.start_loop("nitinol-supervisor")
+            undo.callback(journal.close)
+            self.user = env.start_loop("nitinol-user")
+            undo.callback(self.user.close, 1.0)
+            self.supervising = env.start_loop("nitinol-supervisor")
+            undo.pop_all()
         self.bus = EventBus(env, journal)
         self.bus.position = journal.position
         self.hook_pool = WorkerPool(env, self.core, self.user, HOOK_WORKERS)
         self.hooks = HookRunner(self.hook_pool)
         self.pool = WorkerPool(env, self.core, self.user, workers, self._saturated)
-        self.tools = ToolRunner(env, self.core, self.pool, self.hooks, self.publish)
+        self.processes = Processes(env, self.core)
+        self.tools = ToolRunner(env, self.core, self.pool, self.processes, self.hooks, self.publish)
         self.gateway = ModelGateway(env, self.core, self.bus, self.hooks)
         place = Place(env, self.supervising, self.user)
         self.agents = _Agents(self, place)
@@ -125,9 +131,18 @@ class System:
             result_of=result_of,
         )
         self.cells: dict[str, Cell] = {}
+        self.warm = False
+        """What starts processes has been started, as an agent has tools for them."""
         self.failure: Exception | None = None
         """Why nothing can be asked of it any more."""
+        self._draining: asyncio.Task[None] | None = None
+        self._hurried = False
+        self.process = env.process_id()
+        self.is_parents = False
+        """This process was forked from the one that it lives in."""
         self._lock = threading.Lock()
+        disown_in_child(self)
+        self._end_watch = env.watch(_warn_of_blocking, self._tell_blocking)
         # Journal, bus, gateway and pool come before: they are no actors, and live and die with the runtime.
         self.root = Supervisor(env, self.supervising, "runtime", [self.agents, self.users], "rest_for_one")
         self.root.watch(self._root_down)
@@ -148,6 +163,9 @@ class System:
             if cell is None:
                 cell = self.cells[key] = Cell(self.services, key, agent)
                 self.core.call(cell.open)
+                if not self.warm and any(tool.isolation == "process" for tool in agent.tools):
+                    self.warm = True
+                    self.core.call(self.tools.warm_up)
             elif cell.definition.name != agent.name:
                 raise KeyTaken(
                     f"key {key!r} lives as an agent {cell.definition.name!r}; it cannot be a {agent.name!r} too"
@@ -166,10 +184,10 @@ class System:
             if head.agent in self.definitions:
                 self.cell(self.definitions[head.agent], head.key)
             else:
-                way_out = f"give the definition of {head.agent!r} as agents=, or rt.start it"
-                get_logger().warning(
-                    "an interrupted run waits for its agent", key=head.key, agent=head.agent, way_out=way_out
-                )
+                _warn_of_missing("an interrupted run waits for its agent", head.key, head.agent)
+        for key, name in self.journal.waiting():
+            if name not in self.definitions:
+                _warn_of_missing("a run waits for approval, and its agent is not known", key, name)
         self.core.call(self._ring)
         if self.idle is not None:
             self.core.call(self._sweep, self.idle)
@@ -228,6 +246,20 @@ class System:
         if self.failure is not None:
             raise self.failure
 
+    def check_process(self) -> None:
+        """Raise in the child of a fork, whose copies tell of what was, and would for ever."""
+        if self.is_parents:
+            self.check()
+
+    def disown(self) -> None:
+        """In the child of a fork: be stopped, and leave everything to the parent."""
+        self.is_parents = True
+        self.failure = RuntimeStopped(
+            f"this runtime belongs to process {self.process}, from which this one was forked; open your own after a fork"
+        )
+        self._lock = threading.Lock()
+        self.bus.disown(self.failure)
+
     def publish(self, event: ev.Event) -> None:
         """Publish an ephemeral event. On the core loop."""
         self.bus.publish([event])
@@ -267,13 +299,21 @@ class System:
             return done
         return self.on_core(partial(self._stop, drain, deadline))
 
+    def hurry(self) -> None:
+        """Let a stop wait for no run any longer. From any thread."""
+        self.core.call(self._hurry)
+
     def close_loops(self, timeout: float) -> bool:
         """End the loops. Not from one of them. Whether they ended in time."""
         until = self.env.monotonic() + timeout
         ended = True
         for loop in (self.user, self.core, self.supervising):
-            ended &= loop.close(max(until - self.env.monotonic(), 0.1))
+            # A user's coroutine that blocks its loop for ever is given up, as a thread would be.
+            left = min(until - self.env.monotonic(), BLOCKED if loop is self.user else timeout)
+            ended &= loop.close(max(left, 0.1))
+        self.processes.join(max(until - self.env.monotonic(), 0.1))
         self.journal.close()
+        self._end_watch(max(until - self.env.monotonic(), 0.1))
         return ended
 
     # -- on the core loop
@@ -314,8 +354,8 @@ class System:
                     cell.wake()
             for due, _ in self.journal.timers(after=now):
                 self._set_alarm(due)
-        except StorageFailed as error:
-            get_logger().error("the timers cannot be read", error=str(error))
+        except Exception as error:  # whatever it is: who is due later must be woken all the same
+            get_logger().error("the timers cannot be read", error=repr(error))
             self._set_alarm(now + int(ALARM * 1e9))
 
     def _set_alarm(self, due: int) -> None:
@@ -334,6 +374,7 @@ class System:
         await self._end_root(until)
         self.pool.stop()
         self.hook_pool.stop()
+        self.processes.stop()
         failure = self.failure or RuntimeStopped("the runtime was stopped")
         try:
             await self.gateway.close()
@@ -348,10 +389,16 @@ class System:
             cell.stopped()
             if not number % AT_ONCE:
                 await asyncio.sleep(0)
+    def _hurry(self) -> None:
+        self._hurried = True
+        if self._draining is not None:
+            self._draining.cancel()
 
     async def _wind_down(self, drain: float, until: float) -> None:
         """Let runs end, or end them; then stop the agents in good order."""
-        await self._until_idle(min(drain, until - self.env.monotonic()))
+        if drain > 0 and not self._hurried:
+            self._draining = self.core.spawn(self._until_idle(min(drain, until - self.env.monotonic())))
+            await asyncio.wait([self._draining])
         if not self.journal.durable:
             for cell in self.cells.values():
                 state = cell.committed
@@ -447,14 +494,19 @@ class System:
     def _saturated(self, queued: int, workers: int) -> None:
         self.publish(ev.PoolSaturated(ts=self.env.now(), queued=queued, workers=workers))
 
+    def _tell_blocking(self, blocking: Blocking) -> None:
+        # By way of the core loop; if that is the one that is blocked, as soon as it goes on.
+        self.core.call(self._blocked, blocking)
+
+    def _blocked(self, blocking: Blocking) -> None:
+        now = self.env.now()
+        self.publish(ev.LoopBlocked(ts=now, seconds=blocking.seconds, stack=blocking.stack, loop=blocking.loop))
+
     def _root_down(self, down: Down) -> None:
         """On the supervisors' loop."""
-
-        def gone() -> None:
-            for child in self.root.children:
-                child.close()
-
-        release(self.root.children, gone)
+        release(self.root.children, lambda: None)
+        for child in (self.agents, self.users):
+            child.close()
         if down.error is not None:
             get_logger().error("the root supervisor failed", error=down.why, exc_info=down.error)
             failure = self.failure = RuntimeDown(f"the root supervisor failed: {down.why}; open a new runtime")
@@ -488,8 +540,19 @@ class _Agents(SupervisorChild):
 
 def _outline(cell: Cell) -> Outline:
     state = cell.committed
-    reason = state.parked_because or (None if cell.last is None else cell.last.why)
+    reason = state.parked_because or cell.last
     return Outline(cell.key, cell.life, state.activity, max(state.incarnation - 1, 0), reason, cell.inbox_depth)
+
+
+def _warn_of_blocking(blocking: Blocking) -> None:
+    get_logger().warning(
+        "a loop is blocked", loop=blocking.loop, seconds=round(blocking.seconds, 3), stack=blocking.stack
+    )
+
+
+def _warn_of_missing(what: str, key: str, name: str) -> None:
+    way_out = f"give the definition of {name!r} as agents=, or rt.start it"
+    get_logger().warning(what, key=key, agent=name, way_out=way_out)
 
 
 def _given_back(ending: Ending, value: Any, duration: float) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextvars import ContextVar
 from copy import deepcopy
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import pydantic_core
 from nitinol import events as ev
 from nitinol.actors.hook_runner import HookFailed, HookRunner
 from nitinol.actors.port import Port, Stopper
-from nitinol.actors.worker_pool import Ending, Job, WorkerPool
+from nitinol.actors.processes import ProcessCall, Processes, ProcessLost, RaisedThere
+from nitinol.actors.worker_pool import Ending, Job, WorkerDied, WorkerPool
 from nitinol.agent import Agent
 from nitinol.env import Env, Loop
 from nitinol.errors import ToolError
@@ -32,19 +34,26 @@ from nitinol.machine import (
 )
 from nitinol.messages import Outcome
 from nitinol.state import CallState, RunState
-from nitinol.tool_spec import Tool, ToolContext, ToolResult, to_result
-
-MAX_TEXT = 200_000
-"""Characters of one answer that a model is sent; the middle of a longer one is left out."""
+from nitinol.tool_spec import Tool, ToolContext, ToolResult, clip, to_answer
 
 Publish = Callable[[ev.Event], None]
+
+_caller: ContextVar[RunState | None] = ContextVar("caller", default=None)
+
+
+def calling_run() -> RunState | None:
+    """The run whose tool the caller is: its thread's, or its coroutine's and the tasks' that this has started."""
+    return _caller.get()
 
 
 class ToolRunner:
     """On the core loop. Keeps what is in flight by agent, so that a restarted agent finds its executions again."""
 
-    def __init__(self, env: Env, core: Loop, pool: WorkerPool, hooks: HookRunner, publish: Publish) -> None:
+    def __init__(
+        self, env: Env, core: Loop, pool: WorkerPool, processes: Processes, hooks: HookRunner, publish: Publish
+    ) -> None:
         self.env, self.core, self.pool, self.hooks, self.publish = env, core, pool, hooks, publish
+        self.processes = processes
         self._executions: dict[str, dict[tuple[str, int, str], _Execution]] = {}
 
     def in_flight(self, key: str) -> dict[tuple[str, int, str], int]:
@@ -88,6 +97,14 @@ class ToolRunner:
             changed = call.call if answer is shown else answer.replace(call_id=call.call.call_id)
             port.tell(Prepared(**at, call=changed))
 
+    def warm_up(self, then: Callable[[], object] = lambda: None) -> None:
+        """Get ready to start processes; `then` is called in any case, and the first call says what is wrong."""
+
+        def done(ending: Ending, value: Any, duration: float) -> None:
+            then()
+
+        self.hooks.pool.submit(Job(group="", run=self.processes.warm_up, is_async=False, timeout=60.0, done=done))
+
     def ended(self, execution: _Execution) -> None:
         """An execution is over, and its answer told."""
         running = self._executions.get(execution.port.key)
@@ -114,14 +131,19 @@ class _Execution:
         self.run, self.call, self.tool = run, call, tool
         self.at = (effect.run_id, effect.turn, effect.call_id)
         self.started: ev.ToolStarted | None = None
+        self.hooked: tuple[asyncio.Task[Any], ToolResult, float] | None = None
+        """The tool has returned, and the `after_tool` hooks see its result."""
+        self.process = ProcessCall(runner.processes) if tool.isolation == "process" else None
         self.job = Job(
             group=port.key,
-            run=self._call_async if tool.is_async else self._call,
+            run=self._call_async if tool.is_async else self._call if self.process is None else self._call_process,
             is_async=tool.is_async,
             timeout=tool.timeout,
             done=self._done,
             grant=self._ask_grant,
             late=self._late,
+            warn=None if self.process is None else self.process.cancel,
+            kill=None if self.process is None else self.process.kill,
         )
 
     @property
@@ -130,11 +152,24 @@ class _Execution:
         return 0 if self.started is None else self.started.execution
 
     def cancel(self) -> None:
-        self.runner.pool.cancel(self.job)
+        run = self.port.committed.run
+        if self.hooked is None:
+            self.runner.pool.cancel(self.job)
+        elif run is not None and run.ending is not None:  # else it is the agent that stops: its next start decides
+            hooks, result, duration = self.hooked
+            if hooks.cancel():  # what the tool returned counts, whoever was still to see it
+                self._tell_result(result, duration)
 
     # -- on the core loop
 
     def _ask_grant(self, proceed: Callable[[bool], None]) -> None:
+        if self.process is not None and not self.runner.processes.ready:
+            # The start of what forks processes is not on this call's time.
+            self.runner.warm_up(partial(self._begin, proceed))
+        else:
+            self._begin(proceed)
+
+    def _begin(self, proceed: Callable[[bool], None]) -> None:
         effect = self.effect
         future = self.port.ask(Granted(run_id=effect.run_id, turn=effect.turn, call_id=effect.call_id))
 
@@ -155,12 +190,15 @@ class _Execution:
         match ending:
             case "returned":
                 if self.agent.has_hook("after_tool"):
-                    self.runner.core.spawn(self._after_tool(value, duration))
+                    hooks = self.runner.core.spawn(self._after_tool(value, duration))
+                    self.hooked = (hooks, value, duration)
                     return
                 self._tell_result(value, duration)
                 return
             case "raised" if isinstance(value, ToolError):
                 answer = _answer(effect, self.number, "error", describe(value), duration=duration)
+            case "raised" if isinstance(value, (ProcessLost, WorkerDied)):
+                answer = _answer(effect, self.number, "error", f"{tool.name!r} failed: {value}.", duration=duration)
             case "raised":
                 where = {
                     "agent": self.agent.name,
@@ -168,11 +206,16 @@ class _Execution:
                     "run_id": effect.run_id,
                     "call_id": effect.call_id,
                 }
-                get_logger().warning("a tool raised", tool=tool.name, **where, exc_info=value)
-                text = f"{type(value).__name__}: {describe(value)}"
+                if isinstance(value, RaisedThere):
+                    text = describe(value)
+                    get_logger().warning("a tool raised", tool=tool.name, **where, exception=value.told)
+                else:
+                    text = f"{type(value).__name__}: {describe(value)}"
+                    get_logger().warning("a tool raised", tool=tool.name, **where, exc_info=value)
                 answer = _answer(effect, self.number, "error", text, duration=duration)
             case "timeout":
-                text = f"{tool.name!r} did not answer within {tool.timeout:g} seconds and was given up."
+                fate = "was given up" if self.process is None or value is None else "its process was killed"
+                text = f"{tool.name!r} did not answer within {tool.timeout:g} seconds and {fate}."
                 answer = _answer(effect, self.number, "timeout", text, duration=duration)
             case "cancelled" if self.number and value is None:  # given up, not seen to end
                 text = "The call was cancelled while it ran; whether it took effect is not known."
@@ -191,7 +234,7 @@ class _Execution:
             if isinstance(answer, Halt):
                 self.port.tell(Cancel(run_id=run_id, by="hook", status="halted", reason=answer.reason))
             else:
-                result = _clipped(answer)
+                result = to_answer(answer)
         except (HookFailed, ToolError) as error:  # it raised, or what it made of the result is no result
             self.port.tell(Cancel(run_id=run_id, by="hook", status="failed", reason=describe(error)))
         self._tell_result(result, duration)
@@ -228,12 +271,21 @@ class _Execution:
     # -- on a worker's thread, or the user loop
 
     def _call(self) -> ToolResult:
-        return _clipped(self.tool.function(**self.tool.bind(deepcopy(dict(self.call.call.arguments)), self._context())))
+        bound = self.tool.bind(deepcopy(dict(self.call.call.arguments)), self._context())
+        before = _caller.set(self.run)
+        try:
+            return to_answer(self.tool.function(**bound))
+        finally:
+            _caller.reset(before)
+
+    def _call_process(self) -> ToolResult:
+        assert self.process is not None
+        return self.process.run(self.tool, self.call.call.arguments, self._context())
 
     async def _call_async(self) -> ToolResult:
-        return _clipped(
-            await self.tool.function(**self.tool.bind(deepcopy(dict(self.call.call.arguments)), self._context()))
-        )
+        bound = self.tool.bind(deepcopy(dict(self.call.call.arguments)), self._context())
+        _caller.set(self.run)  # in the task's own context
+        return to_answer(await self.tool.function(**bound))
 
     def _context(self) -> ToolContext:
         agent, run = self.agent, self.run
@@ -274,23 +326,10 @@ def _answer(effect: RunTool, execution: int, outcome: Outcome, text: str, durati
         call_id=effect.call_id,
         execution=execution,
         outcome=outcome,
-        text=_clip(text),
-        error=_clip(text),
+        text=clip(text),
+        error=clip(text),
         duration=duration,
     )
-
-
-def _clipped(value: Any) -> ToolResult:
-    result = to_result(value)
-    return replace(result, text=_clip(result.text))
-
-
-def _clip(text: str) -> str:
-    text = text.encode("utf-8", "replace").decode()  # lone surrogates would break every store and wire behind
-    if len(text) <= MAX_TEXT:
-        return text
-    half = MAX_TEXT // 2
-    return f"{text[:half]}\n[… {len(text) - MAX_TEXT:,} characters left out …]\n{text[-half:]}"
 
 
 def _cancel(task: asyncio.Task[Any]) -> None:

@@ -1,7 +1,11 @@
 """The worker pool: bounded, fair, supervised. Functions run on worker actors with a thread each, coroutines on the user loop.
 
 A worker that is past its job's deadline is given up: the job is answered, another worker takes its place, and when the
-function comes back after all, its result is reported as late and its thread ends. Python cannot stop a thread.
+function comes back after all, its result is reported as late and its thread ends. Python cannot stop a thread. A job that
+waits for a process can be stopped: its process is killed, its worker comes back at once.
+
+The pool supervises its workers: one that dies by itself is replaced, and its job answered, or given to another worker if
+it had not begun.
 """
 
 from __future__ import annotations
@@ -10,12 +14,17 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from contextvars import Context
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+import pykka
+
 from nitinol.actors.actor import ThreadActor
 from nitinol.env import Env, Loop, Timer
+from nitinol.logs import get_logger
 
 Ending = Literal["returned", "raised", "timeout", "cancelled", "refused"]
 
@@ -23,6 +32,12 @@ ABANDONED = 4
 """Given-up threads the pool bears, as a multiple of its size; beyond it, thread jobs are refused."""
 COROUTINES = 64
 """Coroutines that may run at once, as a multiple of the pool's size."""
+GRACE = 2.0
+"""Seconds that a cancelled function has."""
+KILL_GRACE = 1.75
+"""Seconds that one has which can be killed: a run waits 2 s for what it has cancelled, and the kill must be seen by then."""
+KILLED = 1.0
+"""Seconds within which a killed job has ended; only a process that hangs in the kernel takes longer, and is given up."""
 
 _local = threading.local()
 
@@ -38,6 +53,8 @@ class Job:
         done: Told once how it ended, with the value or the exception, and after how many seconds in the slot.
         grant: Asked when there is a slot; it answers `proceed(True)` to run, `proceed(False)` to give the slot back.
         late: Told when a job that was given up comes back, and how many seconds after.
+        warn: Tells the function that its job is cancelled, where it cannot see that by itself. Must not block.
+        kill: Makes the function raise, at once, where that can be done. Must not block.
     """
 
     group: str
@@ -47,13 +64,18 @@ class Job:
     done: Callable[[Ending, Any, float], None]
     grant: Callable[[Callable[[bool], None]], None] | None = None
     late: Callable[[float], None] | None = None
+    warn: Callable[[], None] | None = None
+    kill: Callable[[], None] | None = None
     state: Literal["queued", "granting", "running", "ended"] = "queued"
     cancelled: bool = False
     started_at: float = 0.0
     ended_at: float = 0.0
     timer: Timer | None = None
     task: asyncio.Task[Any] | None = None
-    worker: Any = None
+    began: bool = False
+    """A worker has taken it: it must not run again. Set in the worker's thread."""
+    killed: Ending | None = None
+    """It was killed, for that reason, and has not ended yet."""
     pool: WorkerPool | None = None
     """Where it runs; set by `submit`."""
     lent: int = 0
@@ -71,16 +93,25 @@ class Job:
 
 
 class Worker(ThreadActor):
-    """Runs one job after another on its own daemon thread. Nothing that a job raises escapes."""
+    """Runs one job after another on its own daemon thread. Nothing that a job raises escapes.
+
+    Args:
+        finished: Told of a job's end: the worker, the job, whether it returned, and the value or the exception. It answers
+            False where it cannot be told any more.
+        gone: Told when its thread ends, in whatever way.
+    """
 
     waits = True
 
-    def __init__(self, finished: Callable[[Any, Job, bool, Any], None]) -> None:
+    def __init__(
+        self, finished: Callable[[Any, Job, bool, Any], object], gone: Callable[[Any, BaseException | None], object]
+    ) -> None:
         super().__init__()
-        self._finished = finished
+        self._finished, self._gone = finished, gone
 
     def on_receive(self, message: Any) -> None:
         job: Job = message
+        job.began = True
         _local.job = job
         try:
             value, returned = job.run(), True
@@ -88,7 +119,27 @@ class Worker(ThreadActor):
             value, returned = error, False
         finally:
             _local.job = None
-        self._finished(self.actor_ref, job, returned, value)
+        if self._finished(self.actor_ref, job, returned, value) is False:
+            self.stop()  # nobody is there any more who would say so
+
+    def on_failure(self, exception_type: Any, exception_value: Any, traceback: Any) -> None:
+        self._died = exception_value
+
+    _died: BaseException | None = None
+
+    def _actor_loop(self) -> None:
+        # Around everything: an exception that another thread sets in this one can come between any two lines.
+        try:
+            super()._actor_loop()
+        except BaseException as error:
+            self._died = error
+        finally:
+            self.actor_stopped.set()
+            self._gone(self.actor_ref, self._died)
+
+
+class WorkerDied(Exception):
+    """The worker of a job died, otherwise than by being told. Not the job's doing."""
 
 
 class _Lane:
@@ -108,6 +159,15 @@ class _Lane:
             self._turns.append(job.group)
         waiting.append(job)
         self.queued += 1
+
+    def drop(self, job: Job) -> None:
+        """Forget a job that waits."""
+        waiting = self._groups[job.group]
+        waiting.remove(job)
+        self.queued -= 1
+        if not waiting:
+            del self._groups[job.group]
+            self._turns.remove(job.group)
 
     def take(self) -> Job | None:
         """The next job, if there is a slot for it."""
@@ -142,7 +202,8 @@ class WorkerPool:
         self.abandoned = 0
         self._threads, self._coroutines = _Lane(size), _Lane(size * COROUTINES)
         self._idle: list[Any] = []
-        self._workers: set[Any] = set()
+        self._workers: dict[Any, Job | None] = {}
+        """Those that live, and what they are at. One that was told to stop is not among them."""
         self._saturated = saturated
         self._stopped = False
 
@@ -152,10 +213,7 @@ class WorkerPool:
         if self._stopped:
             self._end(job, "refused", RuntimeError("the runtime is stopping"))
             return
-        if not job.is_async and self.abandoned > self.size * ABANDONED:
-            self._end(
-                job, "refused", RuntimeError(f"{self.abandoned} tools hang past their deadline; no thread is left")
-            )
+        if self._refuses(job):
             return
         lane = self._lane(job)
         lane.put(job)
@@ -163,15 +221,24 @@ class WorkerPool:
         if job.state == "queued" and not job.is_async and self._saturated is not None:
             self._saturated(lane.queued, self.size)
 
-    def cancel(self, job: Job, grace: float = 2.0) -> None:
-        """Stop a job: one that waits is `cancelled` at once, a coroutine is cancelled, a function has `grace` seconds."""
+    def cancel(self, job: Job, grace: float | None = None) -> None:
+        """Stop a job: one that waits is `cancelled` at once, a coroutine is cancelled, a function has `grace` seconds.
+
+        By default these are `GRACE`, or `KILL_GRACE` if it can be killed.
+        """
         if job.state == "ended" or job.cancelled:
             return
+        if grace is None:
+            grace = GRACE if job.kill is None else KILL_GRACE
         job.cancelled = True
+        if job.state == "queued":
+            self._lane(job).drop(job)
         if job.state in ("queued", "granting"):
             self._end(job, "cancelled", None)
         elif job.is_async:
             self.user.call(_cancel_task, job)
+        elif job.warn is not None:
+            job.warn()
         if job.state == "running":
             if job.timer is not None:
                 job.timer.cancel()
@@ -191,22 +258,36 @@ class WorkerPool:
             self._threads.slots -= 1
 
     def stop(self) -> None:
-        """Refuse what waits and what comes; idle workers end, the others when their job does."""
+        """Refuse what waits and what comes, kill what can be killed; idle workers end, the others when their job does."""
         self._stopped = True
         for lane in (self._threads, self._coroutines):
             lane.slots = 1 << 30
             while (job := lane.take()) is not None:
                 self._end(job, "cancelled", None)
             lane.slots = 0
-        for worker in self._idle:
-            worker.stop(block=False)
-        self._idle.clear()
+        idle, self._idle = self._idle, []
+        for worker in idle:
+            self._dismiss(worker)
+        for job in list(self._workers.values()):
+            if job is not None and job.kill is not None:
+                job.cancelled = True
+                self._give_up(job, "cancelled")
+
+    def _refuses(self, job: Job) -> bool:
+        """Whether too many threads hang for one more function; then its job is over. One that can be killed leaves none."""
+        if job.is_async or job.kill is not None or self.abandoned <= self.size * ABANDONED:
+            return False
+        error = RuntimeError(f"{self.abandoned} tools hang past their deadline; no thread is left")
+        self._end(job, "refused", error)
+        return True
 
     def _lane(self, job: Job) -> _Lane:
         return self._coroutines if job.is_async else self._threads
 
     def _dispatch(self, lane: _Lane) -> None:
         while (job := lane.take()) is not None:
+            if self._refuses(job):  # they have come to hang while it waited
+                continue
             lane.busy += 1
             job.state = "granting"
             if job.grant is None:
@@ -237,16 +318,60 @@ class WorkerPool:
         if job.is_async:
             self.user.call(self._begin_coroutine, job)
         else:
-            job.worker = self._idle.pop() if self._idle else self._hire()
-            job.worker.tell(job)
+            self._hand_over(job)
+
+    def _hand_over(self, job: Job) -> None:
+        """Give a job to a worker that lives."""
+        while True:
+            try:
+                worker = self._idle.pop() if self._idle else self._hire()
+            except BaseException as error:  # the system has no thread for us
+                self._free(job, "refused", error)
+                return
+            self._workers[worker] = job
+            try:
+                worker.tell(job)
+            except pykka.ActorDeadError:  # it has died, and we are about to hear of it
+                self._workers.pop(worker, None)
+                continue
+            return
 
     def _hire(self) -> Any:
-        worker = self.env.start_worker(Worker, partial(self.core.call, self._returned))
-        self._workers.add(worker)
-        return worker
+        call = self.core.call
+        return self.env.start_worker(Worker, partial(call, self._returned), partial(call, self._gone))
+
+    def _dismiss(self, worker: Any) -> None:
+        self._workers.pop(worker, None)
+        with suppress(pykka.ActorDeadError):
+            worker.stop(block=False)
+
+    def _gone(self, worker: Any, error: BaseException | None) -> None:
+        """A worker's thread has ended. Unless it was told to, its job must not be lost with it."""
+        if worker not in self._workers:
+            return
+        job = self._workers.pop(worker)
+        if worker in self._idle:
+            self._idle.remove(worker)
+        get_logger().error("a worker died", error=repr(error), exc_info=error)
+        if job is None:
+            return
+        if job.state == "ended":
+            self.abandoned -= 1
+        elif not job.began and not job.cancelled and not self._stopped:
+            self._hand_over(job)
+        else:
+            self._threads.slots -= job.lent > 0
+            ending: Ending = "cancelled" if job.cancelled else "raised"
+            self._free(job, job.killed or ending, WorkerDied(f"its worker died of {error!r}"))
+
+    def _free(self, job: Job, ending: Ending, value: Any) -> None:
+        self._threads.busy -= 1
+        self._end(job, ending, value)
+        self._dispatch(self._threads)
 
     def _begin_coroutine(self, job: Job) -> None:
-        job.task = self.user.spawn(self._guard(job))
+        # In a context of its own: this one is of whoever woke the loop, perhaps another agent's tool.
+        job.task = Context().run(self.user.spawn, self._guard(job))
         job.task.add_done_callback(partial(self._never_began, job))
         if job.cancelled:
             job.task.cancel()
@@ -266,13 +391,13 @@ class WorkerPool:
 
     def _returned(self, worker: Any, job: Job, returned: bool, value: Any) -> None:
         given_up = job.state == "ended"
-        if worker is not None:
+        if worker is not None and worker in self._workers:
             if given_up:
                 self.abandoned -= 1
             if given_up or self._stopped or len(self._idle) >= self.size:
-                self._workers.discard(worker)
-                worker.stop(block=False)
+                self._dismiss(worker)
             else:
+                self._workers[worker] = None
                 self._idle.append(worker)
         if given_up:
             if job.late is not None:
@@ -280,7 +405,9 @@ class WorkerPool:
             return
         lane = self._lane(job)
         lane.busy -= 1
-        if job.cancelled and not returned and (isinstance(value, asyncio.CancelledError) or not job.is_async):
+        if job.killed is not None and not returned:
+            self._end(job, job.killed, value)
+        elif job.cancelled and not returned and (isinstance(value, asyncio.CancelledError) or not job.is_async):
             self._end(job, "cancelled", value)
         else:
             self._end(job, "returned" if returned else "raised", value)
@@ -288,6 +415,13 @@ class WorkerPool:
 
     def _give_up(self, job: Job, ending: Ending) -> None:
         if job.state != "running":
+            return
+        if job.kill is not None and job.killed is None:
+            job.killed = ending
+            if job.timer is not None:
+                job.timer.cancel()
+            job.timer = self.core.call_later(KILLED, self._give_up, job, ending)
+            job.kill()
             return
         lane = self._lane(job)
         lane.busy -= 1

@@ -76,6 +76,19 @@ class Head:
     last_event_at: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Past:
+    """What a log tells of an agent's lives."""
+
+    incarnation: int = 0
+    restarts: int = 0
+    """Of its whole log, whoever owned the store."""
+    last_reason: str | None = None
+    """Why it crashed, or was parked, last."""
+    since: int = 0
+    """The seq of the first event that counts."""
+
+
 def head_of(state: AgentState) -> Head:
     """A state in one row."""
     open_runs = len(state.queue) + (state.run is not None)
@@ -149,6 +162,10 @@ class Journal(Protocol):
 
     def heads(self, *, active: bool = False) -> Sequence[Head]:
         """All keys, or those with something to do at once; in order."""
+        ...
+
+    def waiting(self) -> Sequence[tuple[str, str]]:
+        """Keys whose open runs wait for nothing but people, and the names of their agents."""
         ...
 
     def timers(self, after: int = 0, until: int | None = None) -> Sequence[tuple[int, str]]:

@@ -83,6 +83,9 @@ class MemoryJournal:
     def heads(self, *, active: bool = False) -> Sequence[Head]:
         return []
 
+    def waiting(self) -> Sequence[tuple[str, str]]:
+        return []
+
     def timers(self, after: int = 0, until: int | None = None) -> Sequence[tuple[int, str]]:
         return []
 

@@ -57,7 +57,21 @@ def own(path: Path) -> Callable[[], None]:
     return partial(_let_go, handle)
 
 
+def owner_of(path: Path) -> tuple[int, bool] | None:
+    """The process that owns a store, or owned it last, and whether it lives; `None` where the last one left in good order.
+
+    Takes no lock. Where a process that was killed has left its name, another may live by now that has its number.
+    """
+    try:
+        owner = path.with_name(path.name + "-lock").read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return None
+    return (int(owner), _lives(int(owner))) if owner.isdigit() else None
+
+
 def _let_go(handle: int) -> None:
+    if handle not in _held:  # twice, or in the child of a fork
+        return
     _held.discard(handle)
     os.ftruncate(handle, 0)  # its name first: who comes next must not be told of one who has left
     os.close(handle)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from nitinol import events as ev
 from nitinol.errors import ReadOnly, StorageFailed
-from nitinol.events import EventBase
-from nitinol.journal.base import Committed, Opening
-from nitinol.journal.reader import StoreReader
+from nitinol.journal.base import Committed, Opening, Past
+from nitinol.journal.reader import SELECT_EVENT, StoreReader, to_events
 from nitinol.journal.schema import SCHEMA, Disk, LocalDisk, found_schema
 from nitinol.state import AgentState
+
+_LIVES = "type IN ('agent.started', 'agent.crashed', 'agent.restarted', 'agent.parked')"
 
 
 class ReadOnlyJournal(StoreReader):
@@ -24,6 +27,9 @@ class ReadOnlyJournal(StoreReader):
 
     def __init__(self, path: Path, disk: Disk | None = None) -> None:
         super().__init__(path.resolve(), disk or LocalDisk())
+        self._pasts: dict[str, Past] = {}
+        self._seen = 0
+        """The position up to which `_pasts` has read."""
         if disk is None and not self.path.is_file():
             what = "is no file" if self.path.exists() else "does not exist"
             raise StorageFailed(f"store {str(self.path)!r} {what}; give the path that its owner has")
@@ -39,6 +45,22 @@ class ReadOnlyJournal(StoreReader):
         rows = self._select("SELECT base_seq, seq FROM heads WHERE key = ?", (key,))
         return (rows[0][0], rows[0][1]) if rows else (0, 0)
 
+    def pasts(self) -> Mapping[str, Past]:
+        """The pasts of all agents, by key. One look through the store, for the events of these types alone; later calls read on."""
+        until = self.position
+        with self._connection() as connection:
+            select = f"{SELECT_EVENT} WHERE position > ? AND {_LIVES} ORDER BY position"
+            events = to_events(connection, connection.execute(select, (self._seen,)))
+            pasts = _fold_on(self._pasts, events)
+            rows = connection.execute("SELECT key, base_seq FROM heads WHERE base_seq > 0")
+            for key, base_seq in rows.fetchall():
+                if key in pasts and pasts[key].since <= base_seq:  # what was forgotten does not count
+                    select = f"{SELECT_EVENT} WHERE key = ? AND seq > ? AND {_LIVES} ORDER BY seq"
+                    again = _fold_on({}, to_events(connection, connection.execute(select, (key, base_seq))))
+                    pasts[key] = again.get(key, Past())
+            self._pasts, self._seen = pasts, max(until, events[-1].position if events else 0)
+        return self._pasts
+
     def refusal(self, what: str) -> ReadOnly:
         """The error of a change; `what` is refused."""
         return ReadOnly(f"{what}: store {str(self.path)!r} is open with read_only=True here; ask its owner")
@@ -48,7 +70,7 @@ class ReadOnlyJournal(StoreReader):
         opened(self.refusal(f"agent {key!r} cannot be opened"))
 
     def append(
-        self, key: str, epoch: int, events: Sequence[EventBase], state: AgentState, committed: Committed
+        self, key: str, epoch: int, events: Sequence[ev.EventBase], state: AgentState, committed: Committed
     ) -> None:
         """Refused."""
         committed(self.refusal(f"agent {key!r} cannot be written"))
@@ -57,7 +79,7 @@ class ReadOnlyJournal(StoreReader):
         """Refused."""
         forgotten(self.refusal(f"agent {key!r} cannot be forgotten"))
 
-    def restore(self, key: str, events: Sequence[EventBase], state: AgentState, restored: Committed) -> None:
+    def restore(self, key: str, events: Sequence[ev.EventBase], state: AgentState, restored: Committed) -> None:
         """Refused."""
         restored(self.refusal(f"agent {key!r} cannot be restored"))
 
@@ -73,3 +95,20 @@ class ReadOnlyJournal(StoreReader):
                 f"store {str(self.path)!r} has schema {found}, and this version reads {SCHEMA}: an owner brings it up to"
                 f" date; open it once with Runtime({str(self.path)!r})"
             )
+
+
+def _fold_on(pasts: Mapping[str, Past], events: Iterable[ev.EventBase]) -> dict[str, Past]:
+    known = dict(pasts)
+    for event in events:
+        past = replace(known.get(event.key) or Past(since=event.seq), incarnation=event.incarnation)
+        match event:
+            case ev.AgentCrashed():
+                past = replace(past, last_reason=f"{event.error_type}: {event.error}")
+            case ev.AgentParked():
+                past = replace(past, last_reason=event.reason)
+            case ev.AgentRestarted():
+                past = replace(past, restarts=past.restarts + 1)
+            case _:
+                pass
+        known[event.key] = past
+    return known

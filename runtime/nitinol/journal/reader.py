@@ -9,12 +9,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from nitinol.errors import StorageFailed
+from nitinol.env import disown_in_child
+from nitinol.errors import RuntimeStopped, StorageFailed
 from nitinol.events import EventBase, stamp, unpack
 from nitinol.journal import blobs
 from nitinol.journal.base import Head
 from nitinol.journal.rows import SELECT_HEAD, Spent, to_head, to_spent
-from nitinol.journal.schema import Disk, storage_failed
+from nitinol.journal.schema import Disk, in_sqlite, storage_failed
+from nitinol.state import BrokenLog
 
 SELECT_EVENT = "SELECT position, type, body, blobs FROM events"
 """Gives what `to_events` takes."""
@@ -28,6 +30,13 @@ class StoreReader:
         self._disk = disk
         self._idle: deque[sqlite3.Connection] = deque()
         self._closed = False
+        self._is_parents = False
+        disown_in_child(self)
+
+    def disown(self) -> None:
+        """In the child of a fork: read nothing more."""
+        self._is_parents = True
+        self._idle.clear()
 
     def read(self, key: str, after_seq: int = 0, limit: int | None = None) -> Sequence[EventBase]:
         """Committed events of a key behind a seq, in order."""
@@ -62,12 +71,27 @@ class StoreReader:
     def head(self, key: str) -> Head | None:
         """What is known of a key, if anything was ever written under it."""
         rows = self._select(f"{SELECT_HEAD} WHERE key = ? AND seq > base_seq", (key,))
-        return to_head(*rows[0]) if rows else None
+        return self._to_head(rows[0]) if rows else None
 
     def heads(self, *, active: bool = False) -> Sequence[Head]:
         """All keys, or those with something to do at once; in order."""
         where = "active" if active else "seq > base_seq"
-        return [to_head(*row) for row in self._select(f"{SELECT_HEAD} WHERE {where} ORDER BY key")]
+        return [self._to_head(row) for row in self._select(f"{SELECT_HEAD} WHERE {where} ORDER BY key")]
+
+    def waiting(self) -> Sequence[tuple[str, str]]:
+        """Keys whose open runs wait for nothing but people, and the names of their agents."""
+        return self._select(
+            "SELECT key, agent FROM heads WHERE open_runs AND NOT active AND state <> 'parked' ORDER BY key"
+        )
+
+    def _to_head(self, row: tuple[Any, ...]) -> Head:
+        try:
+            return to_head(*row)
+        except BrokenLog as error:
+            way_out = f"`nitinol verify {self.path} --rebuild` makes it anew, while nobody owns the store"
+            raise StorageFailed(
+                f"store {str(self.path)!r}: the row of agent {row[0]!r} in heads is damaged; {way_out}"
+            ) from error
 
     def timers(self, after: int = 0, until: int | None = None) -> Sequence[tuple[int, str]]:
         """When which key is due, in order of time: all behind `after` and by `until`, or just the first behind `after`."""
@@ -95,17 +119,22 @@ class StoreReader:
     @contextmanager
     def _connection(self) -> Generator[sqlite3.Connection, None, None]:
         """A connection for one query; as many exist as ever read at the same time. Also after `close_readers`."""
+        if self._is_parents:
+            raise RuntimeStopped(
+                f"store {str(self.path)!r} was opened before a fork, by another process; open your own"
+            )
         try:
-            try:
-                connection = self._idle.pop()
-            except IndexError:
-                connection = self._disk.connect(self.path, read_only=True)
-            try:
-                yield connection
-            finally:
-                self._idle.append(connection)
-                if self._closed:
-                    self.close_readers()
+            with in_sqlite:
+                try:
+                    connection = self._idle.pop()
+                except IndexError:
+                    connection = self._disk.connect(self.path, read_only=True)
+                try:
+                    yield connection
+                finally:
+                    self._idle.append(connection)
+                    if self._closed:
+                        self.close_readers()
         except sqlite3.Error as error:
             raise storage_failed(self.path, "read", error) from error
         except UnicodeEncodeError:  # a name that no store holds: nothing is found

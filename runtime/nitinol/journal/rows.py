@@ -9,13 +9,13 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from functools import cache, lru_cache
 from sys import intern
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import TypeAdapter
 
 from nitinol import events as ev
 from nitinol.journal.base import Head
-from nitinol.state import FOLD
+from nitinol.state import FOLD, Activity, BrokenLog
 from nitinol.usage import NO_USAGE, Usage
 
 KNOWN = 4_000
@@ -70,6 +70,7 @@ class Spent:
         return Spent(self.usage + other.usage, self.cost + other.cost, self.unpriced + other.unpriced)
 
 
+_STATES = frozenset(get_args(Activity))
 _NOTHING = Spent()
 _DAY = 86_400 * 10**9
 """Nanoseconds."""
@@ -193,7 +194,30 @@ def to_head(
     key: str, agent: str, seq: int, state: Any, run_id: str | None, open_runs: int, active: int, usage: str,
     cost: str | None, messages: int, started_at: int, last_event_at: int, due: int | None,
 ) -> Head:  # fmt: skip
-    """What `SELECT_HEAD` gives as a `Head`."""
+    """What `SELECT_HEAD` gives as a `Head`.
+
+    Raises:
+        BrokenLog: A column is not what the writer put there.
+    """
+    try:
+        return _to_head(
+            key, agent, seq, state, run_id, open_runs, active, usage, cost, messages, started_at, last_event_at, due
+        )
+    except (ArithmeticError, TypeError, ValueError) as error:
+        raise BrokenLog(
+            f"what the store keeps of agent {key!r} beside its log is damaged; `nitinol verify STORE --rebuild` makes it anew"
+        ) from error
+
+
+def _to_head(
+    key: str, agent: str, seq: int, state: Any, run_id: str | None, open_runs: int, active: int, usage: str,
+    cost: str | None, messages: int, started_at: int, last_event_at: int, due: int | None,
+) -> Head:  # fmt: skip
+    if state not in _STATES or not all(
+        isinstance(number, int)  # pyright: ignore[reportUnnecessaryIsInstance] # a column may hold anything
+        for number in (seq, open_runs, active, messages, started_at, last_event_at, due or 0)
+    ):
+        raise ValueError(f"no head has state {state!r}, or numbers that are none")
     return Head(
         key=key, agent=intern(agent), seq=seq, state=state, run_id=run_id, open_runs=open_runs, active=bool(active), due=due,
         usage=NO_USAGE if usage == "{}" else _usage().validate_json(usage),

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import sqlite3
+import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from nitinol.errors import NewerSchema, StorageFailed
+from nitinol.env import disown_in_child
+from nitinol.errors import NewerSchema, StorageFailed, StoreInUse
 from nitinol.journal.owner import own
 
 SCHEMA = 2
+FORK = 5.0
+"""Seconds that a fork waits for other threads to leave SQLite; a commit may have to wait for a disk."""
 
 # No feature newer than SQLite 3.37. `heads`, `snapshots`, `timers` and `scopes` say nothing that `events` does not: `verify` rebuilds them.
 TABLES = """
@@ -59,13 +66,89 @@ class LocalDisk:
         return own(path)
 
     def connect(self, path: Path, *, read_only: bool = False) -> sqlite3.Connection:
+        in_sqlite.check(path)
         if read_only:
             # Not `mode=rw`: the last one to leave a WAL behind would write it back into the file.
-            connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, check_same_thread=False)
+            connection = sqlite3.connect(
+                f"{path.as_uri()}?mode=ro", uri=True, check_same_thread=False, factory=_Connection
+            )
             connection.execute("PRAGMA query_only = ON")
         else:
-            connection = sqlite3.connect(path, timeout=5.0, isolation_level=None, check_same_thread=False)
+            connection = sqlite3.connect(
+                path, timeout=5.0, isolation_level=None, check_same_thread=False, factory=_Connection
+            )
+        in_sqlite.opened(path, connection)
         return connection
+
+
+class _Connection(sqlite3.Connection):
+    """One that may be referred to weakly."""
+
+
+class _Connections:
+    """The connections of this process, which the child of a fork must neither use nor close.
+
+    SQLite keeps one book of the locks of a process. The child has a copy of its parent's, which says that it holds what
+    it does not: to close a connection there, or to open the same file, may damage the file. And it has mutexes of its own,
+    which nobody releases in the child if another thread held one: so a fork waits until no thread is in SQLite.
+
+    As a context: around all that a thread does with a connection. Not within itself.
+    """
+
+    def __init__(self) -> None:
+        self._open: weakref.WeakKeyDictionary[sqlite3.Connection, Path] = weakref.WeakKeyDictionary()
+        self._parents: set[Path] = set()
+        self._changed = threading.Condition(threading.Lock())
+        self._busy = 0
+        """Threads that are in SQLite."""
+        self._forks = 0
+        """Threads that are about to fork."""
+        disown_in_child(self)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(before=self._hold_still, after_in_parent=self._go_on)
+
+    def __enter__(self) -> None:
+        with self._changed:
+            while self._forks:
+                self._changed.wait()
+            self._busy += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._busy -= 1
+            if self._forks:
+                self._changed.notify_all()
+
+    def _hold_still(self) -> None:
+        with self._changed:
+            self._forks += 1
+            self._changed.wait_for(lambda: not self._busy, FORK)
+
+    def _go_on(self) -> None:
+        with self._changed:
+            self._forks -= 1
+            self._changed.notify_all()
+
+    def opened(self, path: Path, connection: sqlite3.Connection) -> None:
+        self._open[connection] = path
+
+    def check(self, path: Path) -> None:
+        """Raise `StoreInUse` for a file that was open when this process was forked."""
+        if path in self._parents:
+            raise StoreInUse(
+                f"store {str(path)!r} was open in the process that this one was forked from, and SQLite forbids a child to"
+                " open it again; fork before you open it, or start the process anew (multiprocessing's 'spawn')"
+            )
+
+    def disown(self) -> None:
+        self._changed, self._busy, self._forks = threading.Condition(threading.Lock()), 0, 0
+        for connection, path in list(self._open.items()):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))  # nothing ever closes it, not even the end
+            self._parents.add(path)
+        self._open.clear()
+
+
+in_sqlite = _Connections()
 
 
 def found_schema(connection: sqlite3.Connection, path: Path) -> int | None:

@@ -27,7 +27,7 @@ from nitinol.journal.base import Committed, Conflict, Opening, head_of, taken
 from nitinol.journal.migrate import prepare
 from nitinol.journal.reader import SELECT_EVENT, StoreReader, to_events
 from nitinol.journal.rows import Row, Rows
-from nitinol.journal.schema import Disk, LocalDisk, is_damaged, storage_failed, way_out
+from nitinol.journal.schema import Disk, LocalDisk, in_sqlite, is_damaged, storage_failed, way_out
 from nitinol.logs import get_logger
 from nitinol.state import AgentState, BrokenLog
 
@@ -99,7 +99,8 @@ class SqliteJournal(StoreReader):
         self._writer: sqlite3.Connection | None = None
         self._let_go_of_file = self._disk.own(self.path)
         try:
-            prepare(self._connect(), self.path)
+            with in_sqlite:
+                prepare(self._connect(), self.path)
         except BaseException as error:
             self._let_go()
             if isinstance(error, sqlite3.Error):
@@ -156,9 +157,10 @@ class SqliteJournal(StoreReader):
 
     def _let_go(self) -> None:
         """Close what is open, the lock last: from then on the store may be another's."""
-        self.close_readers()
-        if self._writer is not None:
-            self._writer.close()
+        with in_sqlite:
+            self.close_readers()
+            if self._writer is not None:
+                self._writer.close()
         self._let_go_of_file()
 
     def _next_batch(self) -> list[_Item]:
@@ -179,19 +181,9 @@ class SqliteJournal(StoreReader):
 
     def _commit(self, batch: Sequence[_Item]) -> list[Outcome]:
         """Carry out a batch in one transaction; what to tell whom once it is committed."""
-        reach = self._env.crash_point
         try:
-            connection = self._writer or self._connect()
-            connection.execute("BEGIN IMMEDIATE")
-            results = [(item.key, self._carry_out(connection, item)) for item in batch]
-            self._rows.write(connection)
-            if reach is not None:
-                reach("before commit")
-            connection.execute("COMMIT")
-            if reach is not None:
-                reach("after commit")
-            if any(isinstance(item, _Forget) for item in batch):
-                self._empty_wal(connection)
+            with in_sqlite:
+                results = self._transact(batch)
         except Exception as error:
             get_logger().error("the journal cannot write", path=str(self.path), error=repr(error))
             # Nothing of the batch is committed, nor is anything that these say. What failed is not used again.
@@ -205,6 +197,22 @@ class SqliteJournal(StoreReader):
         # Logs are read when the epoch is committed, and not by the writer: what is wrong with one must fail no transaction.
         outcomes = [self._opening(key, row) if isinstance(row, Row) else row for key, row in results]
         return [partial(cast("Any", item.told), outcome) for item, outcome in zip(batch, outcomes, strict=True)]
+
+    def _transact(self, batch: Sequence[_Item]) -> list[tuple[str, Row | Exception | None]]:
+        """One transaction; each item's key, and what came of it."""
+        reach = self._env.crash_point
+        connection = self._writer or self._connect()
+        connection.execute("BEGIN IMMEDIATE")
+        results = [(item.key, self._carry_out(connection, item)) for item in batch]
+        self._rows.write(connection)
+        if reach is not None:
+            reach("before commit")
+        connection.execute("COMMIT")
+        if reach is not None:
+            reach("after commit")
+        if any(isinstance(item, _Forget) for item in batch):
+            self._empty_wal(connection)
+        return results
 
     def _carry_out(self, connection: sqlite3.Connection, item: _Item) -> Row | Exception | None:
         """What came of it: the row of a key that was taken over, `None`, or why it was refused."""
