@@ -11,7 +11,7 @@ import pykka
 
 from nitinol.actors.actor import Actor, Down, Home, home, shut_down
 from nitinol.actors.child_spec import ChildSpec, Spec, SupervisorSpec, check_actor_class
-from nitinol.actors.supervisor import Add, Child, ChildDown, End, State, StopChild, Supervisor, Up, refuse, release
+from nitinol.actors.supervisor import Add, Child, ChildDown, End, State, StopChild, Supervisor, Up, Wake, refuse, release
 from nitinol.env import Env, Loop
 from nitinol.errors import ConfigurationError, StartFailed
 from nitinol.logs import get_logger
@@ -138,6 +138,7 @@ class SupervisorChild(Child):
         self.closed = False
         """Whether there will be none any more."""
         self._waiting: list[Any] = []
+        self._is_idle = False
 
     def post(self, message: Any) -> None:
         """Tell the supervisor, or the next one, if it is being restarted. From any thread."""
@@ -157,14 +158,25 @@ class SupervisorChild(Child):
     def settled(self) -> None:
         super().settled()
         if self.state != "up" or self.closed:
-            waiting, self._waiting = self._waiting, []
-            for message in waiting:
-                self._refuse(message)
+            self._lie_idle()
+
+    def _lie_idle(self) -> None:
+        """Nobody starts it now, nor any supervisor below it: what is asked of them is refused until they begin again."""
+        self._is_idle = True
+        waiting, self._waiting = self._waiting, []
+        for message in waiting:
+            self._refuse(message)
+        for child in [*self.children]:
+            if child.started is not None:
+                self.children.remove(child)
+                self._refuse(Add(child))
+            if isinstance(child, SupervisorChild):
+                child._lie_idle()
 
     def _post(self, message: Any) -> None:
         if self.supervisor is not None and not self.supervisor.actor_stopped.is_set():
             self.supervisor.post(message)
-        elif self.closed or self.state in ("parked", "ended", "stopped"):
+        elif self._is_idle:
             self._refuse(message)
         else:
             self._waiting.append(message)
@@ -174,10 +186,14 @@ class SupervisorChild(Child):
             why = f"its supervisor {self.id!r} is {'stopped' if self.closed else self.state}"
             refuse(message.child, StartFailed(f"child {message.child.id!r} was not started: {why}"))
         elif isinstance(message, StopChild):
+            if message.child in self.children:
+                message.child.state = "stopped"
             message.told()
+        elif isinstance(message, Wake) and message.by_hand and message.child in self.children:
+            message.child.state = "down"  # to be started with it
 
     def begin(self, by: Supervisor) -> float | None:
-        number = self.number
+        number, self._is_idle = self.number, False
         self.supervisor = supervisor = self.make(number, lambda: by.post(Up(self, number)))
         supervisor.watch(partial(self._down, by, number))
         supervisor.launch()
