@@ -231,7 +231,6 @@ def forget_agents_in_backoff() -> Generator[OpenJournal, None, None]:
 def leave_the_waiters_of_the_parked() -> Generator[OpenJournal, None, None]:
     """Who waits for a run of an agent is not told that it was parked."""
 
-
     def nobody(cell: Cell) -> None:
         """Wakes nobody."""
 
@@ -249,7 +248,6 @@ def carry_out_what_expired() -> Generator[OpenJournal, None, None]:
 @contextmanager
 def lose_what_a_supervisor_was_told() -> Generator[OpenJournal, None, None]:
     """What waits in the inbox of a supervisor that crashes is lost."""
-
 
     def lose(supervisor: Supervisor, message: Any) -> None:
         """Gives it to nobody."""

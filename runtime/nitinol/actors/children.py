@@ -11,7 +11,20 @@ import pykka
 
 from nitinol.actors.actor import Actor, Down, Home, home, shut_down
 from nitinol.actors.child_spec import ChildSpec, Spec, SupervisorSpec, check_actor_class
-from nitinol.actors.supervisor import Add, Child, ChildDown, End, State, StopChild, Supervisor, Up, Wake, refuse, release
+from nitinol.actors.supervisor import (
+    LIVE,
+    Add,
+    Child,
+    ChildDown,
+    End,
+    State,
+    StopChild,
+    Supervisor,
+    Up,
+    Wake,
+    refuse,
+    release,
+)
 from nitinol.env import Env, Loop
 from nitinol.errors import ConfigurationError, StartFailed
 from nitinol.logs import get_logger
@@ -167,7 +180,7 @@ class SupervisorChild(Child):
         for message in waiting:
             self._refuse(message)
         for child in [*self.children]:
-            if child.started is not None:
+            if child.started is not None and child.state not in LIVE:  # else it is being stopped
                 self.children.remove(child)
                 self._refuse(Add(child))
             if isinstance(child, SupervisorChild):

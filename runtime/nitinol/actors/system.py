@@ -389,6 +389,7 @@ class System:
             cell.stopped()
             if not number % AT_ONCE:
                 await asyncio.sleep(0)
+
     def _hurry(self) -> None:
         self._hurried = True
         if self._draining is not None:
