@@ -243,7 +243,7 @@ class SupervisorChild(Child):
         for message in waiting:
             self._answer(message)
         for child in list(self.children):
-            if child.started is not None:
+            if child.started is not None and child.state not in LIVE:  # else it is being stopped
                 self.children.remove(child)
                 self._answer(Add(child))
             child.at_rest()
