@@ -200,7 +200,7 @@ class Supervisor(LoopActor):
         """When children crashed that had crashed before in the period."""
         self._phase: Literal["stopping", "starting"] | None = "starting"
         self._low = 0
-        """The first child that the phase concerns."""
+        """The first child that is to be stopped."""
         self._due = 0.0
         """When the children of a phase may start."""
         self._timer: Timer | None = None
@@ -355,7 +355,7 @@ class Supervisor(LoopActor):
             child.at_rest()
         elif self._is_group:
             low = 0 if self._strategy == "one_for_all" else self.children.index(child)
-            self._low = low if self._phase is None else min(low, self._low)
+            self._low = min(low, self._low) if self._phase == "stopping" else low
             self._phase, self._due = "stopping", max(self._due, now + delay)
         else:
             child.timer = self._loop.call_later(delay, self.post, _Due(child, child.number))
@@ -423,10 +423,10 @@ class Supervisor(LoopActor):
 
     def _start(self, child: Child) -> None:
         """Start it now, or when its turn comes: in a group, nobody starts beside those before it."""
-        if self._phase is None and self._is_group:
-            self._phase, self._low = "starting", self.children.index(child)
-        elif self._phase is None or self.children.index(child) < self._low:
+        if self._phase is None and not self._is_group:
             self._begin_child(child)
+            return
+        self._phase = self._phase or "starting"
         self._advance()
 
     # -- several
@@ -486,12 +486,12 @@ class Supervisor(LoopActor):
 
     def _start_next(self) -> bool:
         """Start the first child that should live and does not, of dynamic ones all; whether all do."""
-        for child in self.children[self._low :]:
+        for child in list(self.children):
             if child.state == "down":
                 self._begin_child(child)
             if child.state == "starting" and self._strategy != "dynamic":
                 return False
-        return not any(child.state == "starting" for child in self.children[self._low :])
+        return not any(child.state == "starting" for child in self.children)
 
     def _finish(self) -> None:
         if self._ending != "end":
