@@ -1189,7 +1189,7 @@ class Walker(Scripted):
 
     def fall(self, reason: Literal["normal", "crash"]) -> None:
         """End by itself, now."""
-        if reason == "crash" and self.restart != "temporary":
+        if reason == "crash" and self.restart != "temporary" and self.state != "stopping":
             self.walk.tick += 1
             self.fell = self.walk.tick
         self.go_down(reason)
