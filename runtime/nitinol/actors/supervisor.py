@@ -218,7 +218,7 @@ class Supervisor(LoopActor):
         """When children crashed that had crashed before in the period."""
         self._phase: Literal["stopping", "starting"] | None = "starting"
         self._low = 0
-        """The first child that the phase concerns."""
+        """The first child that is to be stopped."""
         self._due = 0.0
         """When the children of a phase may start."""
         self._timer: Timer | None = None
@@ -265,7 +265,7 @@ class Supervisor(LoopActor):
                 raise TypeError(f"the supervisor does not know {message!r}")
 
     def _at_once(self, message: Any) -> None:
-        """A timer: a message that is handled here and now. What escapes is a crash, as always."""
+        """A delay is over: a message that is handled here and now. What escapes is a crash, as always."""
         if not self.actor_stopped.is_set():
             self._handle(Envelope(message))
 
@@ -307,7 +307,7 @@ class Supervisor(LoopActor):
 
     def _expire_in(self, child: Child, seconds: float) -> None:
         child.until = self.env.monotonic() + seconds
-        child.timer = self._loop.call_later(seconds, self._at_once, _Expired(child, child.number, child.state))
+        child.timer = self._loop.call_later(seconds, self.post, _Expired(child, child.number, child.state))
 
     def _expire(self, child: Child) -> None:
         was = child.state
@@ -449,10 +449,10 @@ class Supervisor(LoopActor):
 
     def _start(self, child: Child) -> None:
         """Start it now, or when its turn comes: in a group, nobody starts beside those before it."""
-        if self._phase == "starting" or (self._phase is None and self._is_group):
-            self._phase, self._low = "starting", 0
-        elif self._phase is None:
+        if self._phase is None and not self._is_group:
             self._begin_child(child)
+            return
+        self._phase = self._phase or "starting"
         self._advance()
 
     # -- several
@@ -494,7 +494,7 @@ class Supervisor(LoopActor):
             for child in self.children[self._low :]:
                 if child.state in ("backoff", "ended"):
                     child.state = "down"
-            self._phase, self._low = "starting", 0  # also those before, whose start was cut short
+            self._phase = "starting"
         if self._phase == "starting" and self._start_next():
             self._phase, self._due = None, 0.0
             ready, self._ready = self._ready, None
@@ -512,12 +512,12 @@ class Supervisor(LoopActor):
 
     def _start_next(self) -> bool:
         """Start the first child that should live and does not, of dynamic ones all; whether all do."""
-        for child in self.children[self._low :]:
+        for child in list(self.children):
             if child.state == "down":
                 self._begin_child(child)
             if child.state == "starting" and self._strategy != "dynamic":
                 return False
-        return not any(child.state == "starting" for child in self.children[self._low :])
+        return not any(child.state == "starting" for child in self.children)
 
     def _finish(self) -> None:
         if self._ending != "end":
