@@ -10,7 +10,6 @@ import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import product
 from typing import Any, Literal, get_args
 
@@ -20,7 +19,7 @@ from tests.manual import ManualEnv, ManualLoop
 from nitinol.actors.actor import Down
 from nitinol.actors.child_spec import Restart, Strategy, SupervisorSpec
 from nitinol.actors.children import LATE, Place, SupervisorChild
-from nitinol.actors.supervisor import LIVE, Add, Child, ChildDown, End, StopChild, Supervisor, Up, Wake
+from nitinol.actors.supervisor import Add, Child, ChildDown, End, StopChild, Supervisor, Up, Wake
 from nitinol.errors import ConfigurationError, StartFailed, SupervisorFailed
 
 START_TIMEOUT, SHUTDOWN = 10.0, 5.0
