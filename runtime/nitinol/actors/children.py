@@ -130,12 +130,13 @@ class ActorChild(Child):
             raise ConfigurationError(
                 f"child {self.id!r}: start returned {ref!r}; it must return what Feed.start(…) returns, a reference"
             )
+        started: pykka.ActorRef[Any] = ref  # pyright: ignore[reportUnknownVariableType] # isinstance does not tell of what
         try:
-            check_actor_class(self.id, ref.actor_class)
+            check_actor_class(self.id, started.actor_class)
         except ConfigurationError:
-            ref.stop(block=False)
+            started.stop(block=False)
             raise
-        actor = ref._actor_weakref()  # pyright: ignore[reportPrivateUsage] # references of Pykka's are weak
+        actor = started._actor_weakref()  # pyright: ignore[reportPrivateUsage] # references of Pykka's are weak
         if actor is None:
             raise StartFailed(f"child {self.id!r} was down before it was seen")
         return cast("Actor", actor)
@@ -164,7 +165,9 @@ class SupervisorChild(Child):
     @property
     def now(self) -> State:
         supervisor = self.supervisor
-        return "down" if self.state == "up" and (supervisor is None or supervisor.actor_stopped.is_set()) else self.state
+        return (
+            "down" if self.state == "up" and (supervisor is None or supervisor.actor_stopped.is_set()) else self.state
+        )
 
     def post(self, message: Any) -> None:
         """Tell the supervisor, or the next one, if it is being restarted. From any thread."""
