@@ -13,6 +13,7 @@ from typing import Any, Generic
 import pydantic
 
 from nitinol import events as ev
+from nitinol.actors.actor import in_handler
 from nitinol.actors.agent_actor import Cell
 from nitinol.actors.bus import PAGE, Subscription
 from nitinol.actors.system import System
@@ -61,7 +62,7 @@ class RunHandle(Generic[OutT]):
             TimeoutError: It has not ended in time.
             AgentParked: Its agent crashed too often; `ref.resume()` and ask again.
             AgentStopped, RuntimeStopped: It will not go on here.
-            WouldDeadlock: Called on one of the runtime's own loops.
+            WouldDeadlock: Called on one of the runtime's own loops, or in an actor's handler.
         """
         with Waiting(self._system, "result", "await handle"):
             return self._result(timeout)
@@ -292,16 +293,34 @@ class RunHandle(Generic[OutT]):
             self._cell.submit(Cancel(run_id=self.run_id, by="caller"))
 
 
-class Waiting:
-    """Around a call that blocks: refuses it where it would deadlock, warns under asyncio, lends a worker's slot."""
+FOR_A_RUN = "use ref.send(…), and be told of the run's end by a tool, a subscription, or another thread"
+"""What an actor's handler does instead of waiting for a run."""
 
-    def __init__(self, system: System, name: str, twin: str, *, warns: bool = True) -> None:
-        self._system, self._name, self._twin, self._warns = system, name, twin, warns
+
+class Waiting:
+    """Around a call that blocks: refuses it where it would deadlock, warns under asyncio, lends a worker's slot.
+
+    Args:
+        system: Whose loops must not block.
+        name: Of the call.
+        twin: What to call instead on a loop.
+        warns: Whether it warns under asyncio.
+        instead: Where it waits for what may wait for an actor: what to do instead in an actor's handler. `None`: it may wait there.
+    """
+
+    def __init__(
+        self, system: System, name: str, twin: str, *, warns: bool = True, instead: str | None = FOR_A_RUN
+    ) -> None:
+        self._system, self._name, self._twin, self._warns, self._instead = system, name, twin, warns, instead
         self._job: Job | None = None
 
     def __enter__(self) -> None:
         if self._system.is_own_thread():
             raise WouldDeadlock(f"{self._name}() would block a loop of the runtime; use {self._twin}")
+        if self._instead is not None and in_handler():
+            raise WouldDeadlock(
+                f"{self._name}() in an actor's handler would wait for others, which may wait for this one; {self._instead}"
+            )
         if self._warns and _under_asyncio():
             message = f"{self._name}() blocks the running event loop; use {self._twin}"
             warnings.warn(message, RuntimeWarning, stacklevel=_frames_to_caller())
@@ -318,7 +337,7 @@ def wait(
     system: System, cell: Cell, input: Input, name: str, twin: str, then: Callable[[], object] | None = None
 ) -> Sequence[ev.Event]:
     """Submit an input and wait for its commit in the calling thread; nothing is submitted where that may not wait."""
-    with Waiting(system, name, twin):
+    with Waiting(system, name, twin, instead=None):  # for one commit
         return cell.submit(input, then).result()
 
 

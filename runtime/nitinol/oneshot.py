@@ -171,7 +171,7 @@ def stream(
     """Start a run and return its handle at once. Its events live as long as the handle; `with` cancels what is unfinished."""
     shot = _OneShot(prompt, agent, messages, options)
     # Under asyncio too: it waits for the acceptance alone, and there is nothing else to begin an `async for` with.
-    with Waiting(shot.system, "stream", "await ref.asend(…)", warns=False):
+    with Waiting(shot.system, "stream", "await ref.asend(…)", warns=False, instead=None):
         try:
             return shot.begin()
         except BaseException:

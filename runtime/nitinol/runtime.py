@@ -66,6 +66,8 @@ EXIT = 1.0
 """Seconds that runtimes which nobody has stopped have to suspend their runs in, when the interpreter ends."""
 LATE = 1.0
 """Seconds that a stop may take beyond `shutdown`."""
+ELSEWHERE = "call it on another thread"
+"""Where to stop an actor, if not in an actor's handler: it may be that one."""
 AgentWord = Activity | Literal["starting", "restarting"]
 
 
@@ -186,6 +188,7 @@ class AgentRef(Generic[OutT]):
 
         Raises:
             TimeoutError: It has not ended within `timeout` seconds.
+            WouldDeadlock: Called on one of the runtime's own loops, or in an actor's handler.
         """
         send = self._send(prompt, run_id, messages)
         began = self._system.env.monotonic()
@@ -374,7 +377,7 @@ class AgentRef(Generic[OutT]):
     def resume(self) -> None:
         """Try a parked agent again, or one in backoff at once. Returns once it takes messages again."""
         self._system.check()
-        with Waiting(self._system, "resume", "await ref.aresume()"):
+        with Waiting(self._system, "resume", "await ref.aresume()", instead=None):
             self._cell.resume().result()
 
     async def aresume(self) -> None:
@@ -385,7 +388,7 @@ class AgentRef(Generic[OutT]):
     def stop(self) -> None:
         """Stop the agent. Its open runs are suspended, or cancelled where the journal does not outlive the process."""
         self._system.check()
-        with Waiting(self._system, "stop", "await ref.astop()"):
+        with Waiting(self._system, "stop", "await ref.astop()", instead=ELSEWHERE):
             for ended in self._end_runs():
                 with suppress(NitinolError, TimeoutError):
                     ended._result(GRACE + 1.0)  # pyright: ignore[reportPrivateUsage]
@@ -608,7 +611,7 @@ class Runtime:
             NotFound: No agent lives there.
         """
         live = self._known(key)
-        with Waiting(self._system, "forget", "await rt.aforget(…)"):
+        with Waiting(self._system, "forget", "await rt.aforget(…)", instead=ELSEWHERE):
             if live is not None:
                 live.stop()
             self._system.forget(key).result()
@@ -657,7 +660,7 @@ class Runtime:
             KeyTaken: The key has a log here, or had one that was forgotten.
             ConfigurationError: A run of it is known here, and the key stays the same.
         """
-        with Waiting(self._system, "import_agent", "await rt.aimport_agent(…)"):
+        with Waiting(self._system, "import_agent", "await rt.aimport_agent(…)", instead=None):
             log = self._to_import(export, key)
             self._system.restore(log.key, log.events, log.state).result()
         return self._imported(log)
@@ -799,7 +802,7 @@ class Runtime:
         return to_child(self._system.users, spec)
 
     def _wait_for(self, do: Callable[[], Future[Any]], name: str, timeout: float | None = None) -> Any:
-        with Waiting(self._system, name, f"await ….a{name}(…)"):
+        with Waiting(self._system, name, f"await ….a{name}(…)", instead=ELSEWHERE if name == "stop" else None):
             return do().result(timeout)
 
     # -- the tree
@@ -841,7 +844,7 @@ class Runtime:
             return
         if self._system.is_own_thread():
             raise WouldDeadlock("a runtime cannot be stopped on one of its own loops; use await rt.astop()")
-        with Waiting(self._system, "stop", "await rt.astop()"):
+        with Waiting(self._system, "stop", "await rt.astop()", instead=ELSEWHERE):
             try:
                 self._await_stop(self._begin_stop(drain))
             except (KeyboardInterrupt, SystemExit):  # of a signal's handler

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import pytest
-from tests.manual import ManualEnv, ManualLoop
+from tests.manual import ManualEnv, ManualLoop, ManualTimer
 
 from nitinol.actors.actor import Down
 from nitinol.actors.child_spec import Restart, Strategy, SupervisorSpec
@@ -50,7 +50,8 @@ class Scripted(Child):
     ) -> None:
         super().__init__(id, restart, SHUTDOWN, intensity, PERIOD)
         self.log = log
-        self.begins, self.ends = list(begins), list(ends)
+        self.begins: list[str] = list(begins)
+        self.ends: list[str] = list(ends)
         self.seconds = START_TIMEOUT
         self.lives: int | None = None
         """The incarnation that lives, or comes up."""
@@ -691,8 +692,8 @@ def test_a_deadline_is_of_one_start_or_stop() -> None:
             bench.supervisor.post(StopChild(bench.b, Told()))
         bench.env.clock = bench.b.until
         timer = bench.b.timer
-        assert timer is not None
-        timer.function(*timer.args)  # type: ignore[attr-defined] # pyright: ignore
+        assert isinstance(timer, ManualTimer)
+        timer.function(*timer.args)
         bench.loop.run()
         assert (bench.b.state, bench.stopped) == (then, "" if then == "up" else "b")
 

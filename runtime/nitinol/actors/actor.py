@@ -199,6 +199,10 @@ class ActorRef(pykka.ActorRef[A]):
         self._limit = cast("Actor", actor).inbox_limit
         self._env = cast("Actor", actor).env
 
+    def __str__(self) -> str:
+        actor = self._actor_weakref()
+        return super().__str__() if actor is None else str(actor)
+
     def tell(self, message: Any) -> None:
         """Send a message; a stop overtakes those that wait.
 

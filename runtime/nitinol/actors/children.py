@@ -131,12 +131,13 @@ class ActorChild(Child):
             raise ConfigurationError(
                 f"child {self.id!r}: start returned {ref!r}; it must return what Feed.start(…) returns, a reference"
             )
+        started: pykka.ActorRef[Any] = ref  # pyright: ignore[reportUnknownVariableType] # isinstance does not tell of what
         try:
-            check_actor_class(self.id, ref.actor_class)
+            check_actor_class(self.id, started.actor_class)
         except ConfigurationError:
-            ref.stop(block=False)
+            started.stop(block=False)
             raise
-        actor = ref._actor_weakref()  # pyright: ignore[reportPrivateUsage] # references of Pykka's are weak
+        actor = started._actor_weakref()  # pyright: ignore[reportPrivateUsage] # references of Pykka's are weak
         if actor is None:
             raise StartFailed(f"child {self.id!r} was down before it was seen")
         return cast("Actor", actor)
