@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, Protocol, cast
@@ -18,9 +19,9 @@ from nitinol.errors import ConfigurationError, NotFound
 
 
 class Wait(Protocol):
-    """Waits for a future, refusing where that would deadlock."""
+    """Does something and waits for its future, or refuses where that would deadlock."""
 
-    def __call__(self, future: Future[Any], name: str, timeout: float | None = None) -> Any:
+    def __call__(self, do: Callable[[], Future[Any]], name: str, timeout: float | None = None) -> Any:
         """`name` is that of the method which waits."""
         ...
 
@@ -57,7 +58,7 @@ class SupervisedRef:
             TimeoutError: None is up yet.
         """
         try:
-            self._wait(self._settled(), "ready", timeout)
+            self._wait(self._settled, "ready", timeout)
         except TimeoutError:
             raise self._not_up(timeout) from None
         self._check_up()
@@ -73,7 +74,7 @@ class SupervisedRef:
 
     def stop(self) -> None:
         """Stop it, and wait until it is down, for its `shutdown` seconds at most. It stays in the tree; `resume` starts it again."""
-        self._wait(self._stop(), "stop")
+        self._wait(self._stop, "stop")
 
     async def astop(self) -> None:
         """As `stop`."""
@@ -85,24 +86,25 @@ class SupervisedRef:
 
     def _stop(self) -> Future[None]:
         stopped: Future[None] = Future()
-        self._parent.post(StopChild(self._child, partial(resolve, stopped)))
+        self._parent.post(StopChild(self._child, partial(resolve, stopped, None)))
         return stopped
 
     def _settled(self) -> Future[None]:
         settled: Future[None] = Future()
+        told = partial(resolve, settled, None)
 
         def look() -> None:
-            if self._child.now in SETTLED or self._parent.closed:
-                resolve(settled)
+            if self._child.now in SETTLED or self._parent.rests:
+                told()
             else:
-                self._child.settling = [*(self._child.settling or ()), partial(resolve, settled)]
+                self._child.settling += (told,)
 
         if not self._parent.place.loop.call(look):
-            resolve(settled)
+            told()
         return settled
 
     def _check_up(self) -> None:
-        if self.state in ("parked", "ended", "stopped") or self._parent.closed:
+        if self.state in ("parked", "ended", "stopped") or self._parent.rests:
             raise ActorDown(f"child {self.id!r} is {self._word()}")
 
     def _not_up(self, timeout: float) -> TimeoutError:
@@ -215,14 +217,14 @@ class SupervisorRef(SupervisedRef):
 
     def supervise(self, spec: Spec) -> Any:
         """Start one more child, the last in order; see `Runtime.supervise`."""
-        added, child = add(self._child, spec)
-        self._wait(added, "supervise")
+        child = to_child(self._child, spec)
+        self._wait(partial(add, self._child, child), "supervise")
         return ref_to(self._child, child, self._wait)
 
     async def asupervise(self, spec: Spec) -> Any:
         """As `supervise`."""
-        added, child = add(self._child, spec)
-        await asyncio.wrap_future(added)
+        child = to_child(self._child, spec)
+        await asyncio.wrap_future(add(self._child, child))
         return ref_to(self._child, child, self._wait)
 
 
@@ -231,19 +233,27 @@ def ref_to(parent: SupervisorChild, child: Child, wait: Wait) -> ChildRef | Supe
     return SupervisorRef(parent, child, wait) if isinstance(child, SupervisorChild) else ChildRef(parent, child, wait)
 
 
-def add(parent: SupervisorChild, spec: Spec) -> tuple[Future[None], Child]:
-    """Add a child to a supervisor. The future ends when it is up; or with why it is not, and then it was never there.
+def to_child(parent: SupervisorChild, spec: Spec) -> Child:
+    """A child to be added to a supervisor.
 
     Raises:
-        ConfigurationError: It is no spec. The future's, if another child has its id.
+        ConfigurationError: It is no spec.
     """
     if not isinstance(spec, (ChildSpec, SupervisorSpec)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ConfigurationError(f"{spec!r} is neither a ChildSpec nor a SupervisorSpec")
-    child, added = child_of(spec, parent.place), Future[None]()
+    return child_of(spec, parent.place)
+
+
+def add(parent: SupervisorChild, child: Child) -> Future[None]:
+    """Add a child to a supervisor. The future ends when it is up; or with why it is not, and then it was never there.
+
+    The future's error is a `ConfigurationError` if another child has its id. If nobody waits any more, the child stays.
+    """
+    added: Future[None] = Future()
 
     def started(error: Exception | None) -> None:
-        resolve(added, error=error)
+        resolve(added, None, error)
 
     child.started = started
     parent.post(Add(child))
-    return added, child
+    return added

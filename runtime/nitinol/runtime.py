@@ -27,7 +27,7 @@ from nitinol.actors.supervisor import Child
 from nitinol.actors.system import Outline, System
 from nitinol.actors.tool_runner import calling_run
 from nitinol.agent import Agent, model_name
-from nitinol.child_ref import ChildRef, SupervisorRef, add, ref_to
+from nitinol.child_ref import ChildRef, SupervisorRef, add, ref_to, to_child
 from nitinol.env import Env, resolve
 from nitinol.errors import (
     AgentStopped,
@@ -766,8 +766,8 @@ class Runtime:
             ConfigurationError: Another child has this id; or it is a plain Pykka actor, which cannot be supervised.
             RuntimeStopped: The runtime has stopped.
         """
-        added, child = self._to_supervise(spec)
-        self._wait_for(added, "supervise")
+        child = self._to_supervise(spec)
+        self._wait_for(partial(add, self._system.users, child), "supervise")
         return ref_to(self._system.users, child, self._wait_for)
 
     @overload
@@ -778,8 +778,8 @@ class Runtime:
 
     async def asupervise(self, spec: ChildSpec | SupervisorSpec) -> ChildRef | SupervisorRef:
         """As `supervise`."""
-        added, child = self._to_supervise(spec)
-        await asyncio.wrap_future(added)
+        child = self._to_supervise(spec)
+        await asyncio.wrap_future(add(self._system.users, child))
         return ref_to(self._system.users, child, self._wait_for)
 
     def child(self, id: str) -> ChildRef | SupervisorRef:
@@ -794,13 +794,13 @@ class Runtime:
         )
         return users
 
-    def _to_supervise(self, spec: ChildSpec | SupervisorSpec) -> tuple[Future[None], Child]:
+    def _to_supervise(self, spec: ChildSpec | SupervisorSpec) -> Child:
         self._system.check()
-        return add(self._system.users, spec)
+        return to_child(self._system.users, spec)
 
-    def _wait_for(self, future: Future[Any], name: str, timeout: float | None = None) -> Any:
+    def _wait_for(self, do: Callable[[], Future[Any]], name: str, timeout: float | None = None) -> Any:
         with Waiting(self._system, name, f"await ….a{name}(…)"):
-            return future.result(timeout)
+            return do().result(timeout)
 
     # -- the tree
 

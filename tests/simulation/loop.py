@@ -396,7 +396,7 @@ class SimEnv(Env):
         return worker.actor_ref
 
     def start_thread(self, name: str, function: Callable[[], object]) -> None:
-        """A start after some time, as if that were how long it took; what a runtime's end needs a thread for, at once."""
+        """A start of an actor, after some time: as if that were how long it took. Anything else at once."""
         if name.startswith("start-"):
             self._workers.call_later(self.pace() + self.starting(name), function)
         else:

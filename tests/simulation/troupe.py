@@ -356,13 +356,20 @@ class Troupe:
                 return
             try:
                 await self._act(random, numbers)
-            except (errors.AgentDown, errors.InboxFull, errors.StartFailed, errors.NotFound, Planned) as refusal:
+            except (
+                errors.AgentDown,
+                errors.InboxFull,
+                errors.StartFailed,
+                errors.ConfigurationError,
+                errors.NotFound,
+                Planned,
+            ) as refusal:
                 self.trace(f"refused: {type(refusal).__name__}")
                 self.counts[f"refused: {type(refusal).__name__}"] += 1
 
     async def _begin(self, random: Random) -> None:
         for _ in range(random.choice((1, 2, 3))):
-            with suppress(errors.StartFailed):
+            with suppress(errors.StartFailed, errors.ConfigurationError):
                 await self._add(self.users, random)
 
     async def _act(self, random: Random, numbers: Counter[str]) -> None:
@@ -528,7 +535,7 @@ class Troupe:
         asupervise = cast("Any", self.stage.runtime if to is self.users else to.ref).asupervise
         try:
             ref = await self.within(150.0, f"the start of {made.id} under {to.id}", asupervise(spec))
-        except errors.StartFailed:
+        except (errors.StartFailed, errors.ConfigurationError):
             self._forget(made)
             raise
         self._bind(made, ref)

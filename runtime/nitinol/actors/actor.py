@@ -369,9 +369,11 @@ class ThreadInbox:
         return self._put(self._last, envelope, limit)
 
     def get(self) -> Envelope[Any]:
-        """The next one; waits for it."""
+        """The next one; waits for it. A stop, once it is closed and empty."""
         with self._changed:
             while self.empty():
+                if self._closed:
+                    return Envelope(_ActorStop())
                 self._changed.wait()
             return self._take()
 
@@ -388,6 +390,7 @@ class ThreadInbox:
         """Nobody will take anything more: what is put from now on is refused at once."""
         with self._changed:
             self._closed = True
+            self._changed.notify_all()
 
     def empty(self) -> bool:
         return not self._envelopes and not self._last
@@ -482,7 +485,8 @@ class Actor(pykka.Actor):
         except BaseException as error:
             self._die(error)
             return False
-        if self.actor_stopped.is_set():
+        if self.actor_stopped.is_set():  # it was given up meanwhile, and lets go of what it has opened
+            self._stop()
             return False
         with _lives:
             self._is_up = True

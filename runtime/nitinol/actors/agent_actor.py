@@ -315,7 +315,7 @@ class Cell:
         if self.actor is not actor:
             return
         self.actor, self.life = None, "opening"
-        self._tell_down("shutdown", "shutdown")
+        self._tell_down("shutdown", "the store failed")
         self._open_later(Opened(suspended=True))
 
     def start_over(self) -> None:

@@ -100,6 +100,8 @@ class SupervisorSpec:
                 f"supervisor {self.id!r}: strategy={self.strategy!r} must be one of {', '.join(get_args(Strategy))}"
             )
         _count(self.id, "storm", self.storm)
+        if not isinstance(self.children, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigurationError(f"supervisor {self.id!r}: children={self.children!r} must be a list of specs")
         object.__setattr__(self, "children", tuple(self.children))
         seen: set[str] = set()
         for child in self.children:

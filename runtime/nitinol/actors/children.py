@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +23,7 @@ from nitinol.actors.supervisor import (
     Supervisor,
     Up,
     Wake,
-    refuse,
+    lay_down,
     release,
 )
 from nitinol.env import Env, Loop
@@ -75,7 +76,14 @@ class ActorChild(Child):
 
     def begin(self, by: Supervisor) -> float:
         self.actor = None
-        self._place.env.start_thread(f"start-{self.id}", partial(self._start, by, self.number))
+        try:
+            self._place.env.start_thread(f"start-{self.id}", partial(self._start, by, self.number))
+        except RuntimeError as error:  # the process has as many threads as it may
+            by.post(ChildDown(self, self.number, Down(id=self.id, reason="crash", error=error)))
+        return self.start_seconds
+
+    @property
+    def start_seconds(self) -> float:
         return self.spec.start_timeout
 
     def end(self, by: Supervisor, seconds: float) -> None:
@@ -117,6 +125,8 @@ class ActorChild(Child):
         self._place.loop.call(self._started, by, number, actor)
 
     def _actor_of(self, ref: pykka.ActorRef[Any]) -> Actor:
+        if inspect.iscoroutine(ref):
+            ref.close()
         if not isinstance(ref, pykka.ActorRef):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigurationError(
                 f"child {self.id!r}: start returned {ref!r}; it must return what Feed.start(…) returns, a reference"
@@ -133,7 +143,7 @@ class ActorChild(Child):
 
     def _started(self, by: Supervisor, number: int, actor: Actor) -> None:
         if number != self.number or self.state != "starting":  # nobody waits for it any more
-            actor.abandon()
+            shut_down(actor)
             return
         self.actor = actor
         actor.watch(lambda down: by.post(ChildDown(self, number, down)), lambda: by.post(Up(self, number)))
@@ -146,77 +156,47 @@ class SupervisorChild(Child):
         super().__init__(spec.id, spec.restart, spec.shutdown, spec.intensity, spec.period)
         self.spec = spec
         self.place = place
-        self.children = [child_of(child, place) for child in spec.children]
+        self.children: list[Child] = [child_of(child, place) for child in spec.children]
         self.supervisor: Supervisor | None = None
-        self.closed = False
-        """Whether there will be none any more."""
         self._waiting: list[Any] = []
-        self._is_idle = False
+        self.rests = False
+        """Whether no supervisor comes by itself."""
+
+    @property
+    def now(self) -> State:
+        supervisor = self.supervisor
+        return (
+            "down" if self.state == "up" and (supervisor is None or supervisor.actor_stopped.is_set()) else self.state
+        )
 
     def post(self, message: Any) -> None:
         """Tell the supervisor, or the next one, if it is being restarted. From any thread."""
         if not self.place.loop.call(self._post, message):
-            self._refuse(message)
-
-    def close(self) -> None:
-        """Its supervisor will not come back: what is asked of it is refused."""
-        self.closed = True
-        self.settled()
-        for child in self.children:
-            refuse(child, StartFailed(f"child {child.id!r} was not started: its supervisor {self.id!r} is stopped"))
-            if isinstance(child, SupervisorChild):
-                child.close()
-            child.settled()
-
-    def settled(self) -> None:
-        super().settled()
-        if self.state != "up" or self.closed:
-            self._lie_idle()
-
-    def _lie_idle(self) -> None:
-        """Nobody starts it now, nor any supervisor below it: what is asked of them is refused until they begin again."""
-        self._is_idle = True
-        waiting, self._waiting = self._waiting, []
-        for message in waiting:
-            self._refuse(message)
-        for child in [*self.children]:
-            if child.started is not None and child.state not in LIVE:  # else it is being stopped
-                self.children.remove(child)
-                self._refuse(Add(child))
-            if isinstance(child, SupervisorChild):
-                child._lie_idle()
+            self._answer(message)
 
     def _post(self, message: Any) -> None:
-        if self.supervisor is not None and not self.supervisor.actor_stopped.is_set():
-            self.supervisor.post(message)
-        elif self._is_idle:
-            self._refuse(message)
-        else:
+        if self.rests:
+            self._answer(message)
+        elif self.supervisor is None or self.supervisor.actor_stopped.is_set():
             self._waiting.append(message)
-
-    def _refuse(self, message: Any) -> None:
-        if isinstance(message, Add):
-            why = f"its supervisor {self.id!r} is {'stopped' if self.closed else self.state}"
-            refuse(message.child, StartFailed(f"child {message.child.id!r} was not started: {why}"))
-        elif isinstance(message, StopChild):
-            if message.child in self.children:
-                message.child.state = "stopped"
-            message.told()
-        elif isinstance(message, Wake) and message.by_hand and message.child in self.children:
-            message.child.state = "down"  # to be started with it
+        else:
+            self.supervisor.post(message)
 
     def begin(self, by: Supervisor) -> float | None:
-        number, self._is_idle = self.number, False
+        number = self.number
+        self.rests = False
         self.supervisor = supervisor = self.make(number, lambda: by.post(Up(self, number)))
         supervisor.watch(partial(self._down, by, number))
         supervisor.launch()
         waiting, self._waiting = self._waiting, []
         for message in waiting:
             supervisor.post(message)
-        starts = (getattr(child, "spec", None) for child in self.children)
-        return (
-            sum(getattr(spec, "start_timeout", spec and spec.shutdown) or 0.0 for spec in starts) + self.shutdown + LATE
-        )
+        return self.start_seconds
+
+    @property
+    def start_seconds(self) -> float:
+        """Those of all its children, and of stopping them."""
+        return sum(child.start_seconds for child in self.children) + self.shutdown + LATE
 
     def make(self, number: int, ready: Callable[[], object]) -> Supervisor:
         """The supervisor of an incarnation."""
@@ -232,7 +212,7 @@ class SupervisorChild(Child):
             shutdown=spec.shutdown,
             strict=number == 1,
             ready=ready,
-            returned=self.post,
+            hand_on=self._post,
         )
 
     def end(self, by: Supervisor, seconds: float) -> None:
@@ -240,11 +220,12 @@ class SupervisorChild(Child):
         self.supervisor.post(End(self.place.env.monotonic() + seconds - min(LATE, seconds / 10)))
 
     def give_up(self) -> None:
+        for child in reversed(self.children):
+            if child.state in LIVE:
+                child.give_up()
+                lay_down(child)
         if self.supervisor is not None:
             self.supervisor.abandon()
-        for child in reversed(self.children):
-            child.number += 1
-            child.give_up()
 
     def release(self, gone: Callable[[], object]) -> None:
         assert self.supervisor is not None
@@ -254,6 +235,35 @@ class SupervisorChild(Child):
 
     def park(self, reason: str) -> None:
         get_logger().error("a supervisor was parked", supervisor=self.id, reason=reason)
+
+    def at_rest(self) -> None:
+        super().at_rest()
+        self.rests = True
+        waiting, self._waiting = self._waiting, []
+        for message in waiting:
+            self._answer(message)
+        for child in list(self.children):
+            if child.started is not None:
+                self.children.remove(child)
+                self._answer(Add(child))
+            child.at_rest()
+
+    def _answer(self, message: Any) -> None:
+        """What a supervisor would have done, where there is none."""
+        match message:
+            case Add(child) if child.started is not None:
+                told, child.started = child.started, None
+                told(StartFailed(f"child {child.id!r} did not start: its supervisor {self.id!r} is {self.state}"))
+            case StopChild(child, told):
+                if child.restart == "temporary" and child in self.children:
+                    self.children.remove(child)
+                child.state = "stopped" if child in self.children else "ended"
+                told()
+            case Wake(child, True) if child in self.children:
+                child.patience.clear()
+                child.state = "down"  # it comes up with the next supervisor
+            case _:
+                return
 
     def _down(self, by: Supervisor, number: int, down: Down) -> None:
         """Its children do not outlive it."""

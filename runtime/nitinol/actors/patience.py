@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 BACKOFF_BASE = 0.1
@@ -33,6 +34,7 @@ class Patience:
     def crash(self, now: float, chance: float) -> float | None:
         """The child crashed: how many seconds it waits, or `None`, as it has crashed too often."""
         self._in_a_row = 1 if now - self._lives_since >= HEALTHY else self._in_a_row + 1
+        self._lives_since = math.inf
         self._crashes.append(now)
         self._forget(now)
         if len(self._crashes) > self._intensity:
@@ -40,9 +42,12 @@ class Patience:
         self.delay = min(BACKOFF_CAP, BACKOFF_BASE * 2.0 ** (self._in_a_row - 1)) * chance
         return self.delay
 
-    def restart(self, now: float) -> None:
+    def restart(self) -> None:
         """The child is started again."""
         self.restarts += 1
+
+    def up(self, now: float) -> None:
+        """The child is up: from here it may become healthy."""
         self._lives_since = now
 
     def is_repeated(self) -> bool:

@@ -28,8 +28,8 @@ State = Literal["down", "starting", "up", "stopping", "backoff", "parked", "ende
 """`down`: to be started; `ended`: by itself, and not restarted; `stopped`: from outside."""
 
 LIVE: tuple[State, ...] = ("starting", "up", "stopping")
-
 SETTLED: tuple[State, ...] = ("up", "parked", "ended", "stopped")
+"""Nothing changes by itself."""
 
 
 class Child:
@@ -42,15 +42,14 @@ class Child:
     """
 
     __slots__ = (
-        "_state", "id", "last", "number", "patience", "reason", "restart", "settling", "shutdown", "started", "stopped", "timer",
+        "id", "last", "number", "patience", "reason", "restart", "settling", "shutdown", "started", "state", "stopped", "timer",
+        "until",
     )  # fmt: skip
 
     def __init__(self, id: str, restart: Restart, shutdown: float, intensity: int, period: float) -> None:
         self.id, self.restart, self.shutdown = id, restart, shutdown
         self.patience = Patience(intensity, period)
-        self._state: State = "down"
-        self.settling: list[Callable[[], object]] | None = None
-        """Told once it is up, or will not be without somebody's help."""
+        self.state: State = "down"
         self.number = 0
         """Of its incarnation. What is heard of an older one is passed over."""
         self.last: Down | None = None
@@ -58,32 +57,24 @@ class Child:
         self.reason: str | None = None
         """Why it does not live, or was restarted last, in words."""
         self.timer: Timer | None = None
+        self.until = 0.0
+        """When a start or a stop has taken too long."""
         self.started: Callable[[Exception | None], object] | None = None
         """Told once of its first start; if that fails, the child was never there."""
-        self.stopped: list[Callable[[], object]] | None = None
+        self.stopped: tuple[Callable[[], object], ...] = ()
         """Told when it is down; while there are any, it was stopped from outside."""
-
-    @property
-    def state(self) -> State:
-        """What its supervisor knows of it."""
-        return self._state
-
-    @state.setter
-    def state(self, state: State) -> None:
-        self._state = state
-        if state in SETTLED:
-            self.settled()
-
-    def settled(self) -> None:
-        """It is up, or will not be without somebody's help."""
-        told, self.settling = self.settling, None
-        for each in told or ():
-            each()
+        self.settling: tuple[Callable[[], object], ...] = ()
+        """Told once it is up, or at rest."""
 
     @property
     def inbox_depth(self) -> int:
         """Messages that wait for it."""
         return 0
+
+    @property
+    def start_seconds(self) -> float:
+        """Seconds that its start may take."""
+        return 0.0
 
     @property
     def now(self) -> State:
@@ -108,6 +99,16 @@ class Child:
 
     def park(self, reason: str) -> None:
         """No more incarnations until somebody resumes it."""
+
+    def at_rest(self) -> None:
+        """It has no incarnation, and gets none by itself: it was parked or stopped, has ended, or left the tree."""
+        self.settle()
+
+    def settle(self) -> None:
+        """It is up, or at rest."""
+        told, self.settling = self.settling, ()
+        for each in told:
+            each()
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +172,7 @@ class _Expired:
 
     child: Child
     number: int
+    state: State
 
 
 class Supervisor(LoopActor):
@@ -187,7 +189,7 @@ class Supervisor(LoopActor):
         shutdown: Seconds in which its children stop when it fails.
         strict: Whether a child that does not come up at first fails the supervisor; else that is a crash as any other.
         ready: Called once all children were started.
-        returned: Given what users asked of it, and it did not get to.
+        hand_on: Given what was asked of it and it did not get to.
     """
 
     def __init__(
@@ -203,14 +205,15 @@ class Supervisor(LoopActor):
         shutdown: float = 30.0,
         strict: bool = True,
         ready: Callable[[], object] | None = None,
-        returned: Callable[[Any], object] | None = None,
+        hand_on: Callable[[Add | StopChild | Wake], object] | None = None,
     ) -> None:
         super().__init__(loop)
         self.env = env
         self._name = id
         self.children, self._strategy = children, strategy
         self._storm, self._period, self._shutdown = storm, period, shutdown
-        self._strict, self._ready, self._returned = strict, ready, returned
+        self._strict, self._ready = strict, ready
+        self._hand_on = hand_on
         self._repeated: deque[float] = deque()
         """When children crashed that had crashed before in the period."""
         self._phase: Literal["stopping", "starting"] | None = "starting"
@@ -223,13 +226,11 @@ class Supervisor(LoopActor):
         self._until = 0.0
 
     def on_start(self) -> None:
-        for child in [*self.children]:
-            if child.restart == "temporary" and child.number:  # it went down with the supervisor before this one
-                self._remove(child)
-                refuse(child, StartFailed(f"child {child.id!r} went down with its supervisor {self.id!r}"))
+        for child in list(self.children):
+            if child.restart == "temporary" and child.number:  # of the supervisor's last incarnation
+                self._leave(child, "its supervisor was restarted")
             elif child.state not in ("parked", "stopped"):
                 child.state = "down"
-                child.patience.clear()  # of the crashes that this supervisor's own failure answered
         self._advance()
 
     def on_receive(self, message: Any) -> None:
@@ -254,29 +255,29 @@ class Supervisor(LoopActor):
                 if child is not None and child.number == number and child.state == "backoff":
                     child.timer = None
                     self._begin_child(child)
-            case _Expired(child, number):
-                if child.number == number and child.state in LIVE:
+            case _Expired(child, number, state):
+                if child.number == number and child.state == state:
                     self._expire(child)
             case End(until):
                 self._end_all("end", until)
             case _:
                 raise TypeError(f"the supervisor does not know {message!r}")
 
-    def _now(self, message: Any) -> None:
-        """A timer: a message that is handled here and now; what escapes is a crash, as always."""
+    def _at_once(self, message: Any) -> None:
+        """A timer: a message that is handled here and now. What escapes is a crash, as always."""
         if not self.actor_stopped.is_set():
             self._handle(Envelope(message))
 
     def on_unhandled(self, message: Any) -> None:
-        if self._returned is not None and isinstance(message, (Add, StopChild, Wake)):
-            self._returned(message)
+        if self._hand_on is not None and isinstance(message, (Add, StopChild, Wake)):
+            self._hand_on(message)
 
     # -- one child
 
     def _begin_child(self, child: Child) -> None:
         _cancel(child)
         if child.number:
-            child.patience.restart(self.env.monotonic())
+            child.patience.restart()
         child.state = "starting"
         child.number += 1
         seconds = child.begin(self)
@@ -288,9 +289,11 @@ class Supervisor(LoopActor):
     def _came_up(self, child: Child) -> None:
         _cancel(child)
         child.state = "up"
+        child.patience.up(self.env.monotonic())
         told, child.started = child.started, None
         if told is not None:
             told(None)
+        child.settle()
 
     def _end(self, child: Child) -> None:
         _cancel(child)
@@ -302,7 +305,8 @@ class Supervisor(LoopActor):
         child.end(self, seconds)
 
     def _expire_in(self, child: Child, seconds: float) -> None:
-        child.timer = self._loop.call_later(seconds, self._now, _Expired(child, child.number))
+        child.until = self.env.monotonic() + seconds
+        child.timer = self._loop.call_later(seconds, self._at_once, _Expired(child, child.number, child.state))
 
     def _expire(self, child: Child) -> None:
         was = child.state
@@ -316,7 +320,7 @@ class Supervisor(LoopActor):
         if was == "stopping":
             self._has_stopped(child)
         elif was == "starting" and child.started is not None:
-            self._never_was(child, down)
+            self._never_was(child, _not_started(child, down))
         elif was == "starting" and self._strict and self._ready is not None and self._ending is None:
             child.state = "down"
             self._end_all(_not_started(child, down), self.env.monotonic() + self._shutdown)
@@ -324,29 +328,38 @@ class Supervisor(LoopActor):
             self._remove(child)
         elif child.restart == "transient" and down.reason not in ("crash", "killed"):
             child.state = "ended"
+            child.at_rest()
         else:
             self._crashed(child, down)
         self._advance()
 
     def _has_stopped(self, child: Child) -> None:
-        told, child.stopped = child.stopped or (), None
+        told, child.stopped = child.stopped, ()
         child.state = "stopped" if told else "down"
-        if child.restart == "temporary":
-            self._remove(child)
-        refuse(child, StartFailed(f"child {child.id!r} was stopped before it was up"))
+        if child.restart == "temporary" or (child.started is not None and (told or self._ending is not None)):
+            self._leave(child, "it was stopped before it was up")
+        elif told:
+            child.at_rest()
         for each in told:
             each()
 
-    def _never_was(self, child: Child, down: Down) -> None:
+    def _leave(self, child: Child, why: str) -> None:
+        """It leaves the tree; whoever waits for its first start is told why."""
+        self._never_was(child, StartFailed(f"child {child.id!r} did not start: {why}"))
+
+    def _never_was(self, child: Child, error: Exception) -> None:
         """Its first start has failed: that is the business of whoever wanted it."""
         self._remove(child)
-        refuse(child, _not_started(child, down))
+        told, child.started = child.started, None
+        if told is not None:
+            told(error)
 
     def _remove(self, child: Child) -> None:
         child.state = "ended"
         if child in self.children:
             self._low -= self.children.index(child) < self._low
             self.children.remove(child)
+        child.at_rest()
 
     def _crashed(self, child: Child, down: Down) -> None:
         """It goes down although it should live: again, after a delay, with whoever goes with it; or not any more."""
@@ -364,12 +377,13 @@ class Supervisor(LoopActor):
             child.state = "parked"
             child.reason = f"{child.patience.spent}, the last: {down.why}"
             child.park(child.reason)
+            child.at_rest()
         elif self._is_group:
             low = 0 if self._strategy == "one_for_all" else self.children.index(child)
             self._low = min(low, self._low) if self._phase == "stopping" else low
             self._phase, self._due = "stopping", max(self._due, now + delay)
         else:
-            child.timer = self._loop.call_later(delay, self._now, _Due(child, child.number))
+            child.timer = self._loop.call_later(delay, self._at_once, _Due(child, child.number))
 
     @property
     def _is_group(self) -> bool:
@@ -392,28 +406,29 @@ class Supervisor(LoopActor):
                 f"supervisor {self.id!r} has a child {child.id!r} already, which is {other.state}; ids are unique: stop that one first"
             )
         if refusal is not None:
-            refuse(child, refusal)
+            told, child.started = child.started, None
+            if told is not None:
+                told(refusal)
             return
         if other is not None:
             self._remove(other)
         self.children.append(child)
-        self._start_one(child)
+        self._start(child)
 
     def _stop_one(self, child: Child, told: Callable[[], object]) -> None:
         if child.state in ("starting", "up"):
-            child.stopped = [told]
+            child.stopped += (told,)
             self._end(child)
             return
         if child.state == "stopping":
-            child.stopped = [*(child.stopped or ()), told]
+            child.stopped += (told,)
             return
         _cancel(child)
-        if child.started is not None:
-            self._remove(child)
-            refuse(child, StartFailed(f"child {child.id!r} was stopped before it was up"))
-        elif child in self.children:
-            child.state = "stopped"
-        told()
+        if child in self.children:
+            child.stopped += (told,)
+            self._has_stopped(child)
+        else:
+            told()
         self._advance()
 
     def _wake(self, child: Child, by_hand: bool) -> None:
@@ -421,7 +436,7 @@ class Supervisor(LoopActor):
             self._woken(child, by_hand)
 
     def _woken(self, child: Child, by_hand: bool) -> None:
-        if child.state == "backoff" and self._is_group:
+        if child.state in ("backoff", "down") and self._is_group:
             self._due = self.env.monotonic()
             self._advance()
         elif child.state == "backoff":
@@ -429,15 +444,15 @@ class Supervisor(LoopActor):
         elif by_hand and child.state in ("parked", "ended", "stopped"):
             child.patience.clear()
             child.state = "down"
-            self._start_one(child)
+            self._start(child)
 
-    def _start_one(self, child: Child) -> None:
-        """Start a child that is down: by itself, or in a phase, after those before it."""
+    def _start(self, child: Child) -> None:
+        """Start it now, or when its turn comes: in a group, nobody starts beside those before it."""
         if self._phase == "starting" or (self._phase is None and self._is_group):
             self._phase, self._low = "starting", 0
-            self._advance()
         elif self._phase is None:
             self._begin_child(child)
+        self._advance()
 
     # -- several
 
@@ -450,10 +465,14 @@ class Supervisor(LoopActor):
         self._until = until if self._ending is None else min(self._until, until)
         self._ending = self._ending or ending
         self._phase, self._low = "stopping", 0
-        for child in self.children:
+        for child in list(self.children):
             if child.state == "backoff":
                 _cancel(child)
                 child.state = "down"
+            elif child.state == "down" and child.started is not None:
+                self._leave(child, "its supervisor stopped")
+            elif child.state == "stopping" and self._until < child.until:
+                self._end(child)
         self._advance()
 
     def _advance(self) -> None:
@@ -469,12 +488,12 @@ class Supervisor(LoopActor):
                 return
             wait = self._due - self.env.monotonic()
             if wait > 0:
-                self._timer = self._loop.call_later(wait, self._now, _Due(None, 0))
+                self._timer = self._loop.call_later(wait, self._at_once, _Due(None, 0))
                 return
             for child in self.children[self._low :]:
                 if child.state in ("backoff", "ended"):
                     child.state = "down"
-            self._phase, self._low = "starting", 0  # who was woken meanwhile is started too
+            self._phase, self._low = "starting", 0  # also those before, whose start was cut short
         if self._phase == "starting" and self._start_next():
             self._phase, self._due = None, 0.0
             ready, self._ready = self._ready, None
@@ -507,6 +526,16 @@ class Supervisor(LoopActor):
         self._stop()
 
 
+def lay_down(child: Child) -> None:
+    """It is down, as its supervisor: as whoever stopped it wanted, if somebody did."""
+    told, child.stopped = child.stopped, ()
+    child.state = "stopped" if told else "down"
+    if told:
+        child.at_rest()
+    for each in told:
+        each()
+
+
 def release(children: Sequence[Child], gone: Callable[[], object]) -> None:
     """Stop the children of a supervisor that died, and call `gone` when all are down."""
     live = [child for child in children if child.state in LIVE]
@@ -515,30 +544,21 @@ def release(children: Sequence[Child], gone: Callable[[], object]) -> None:
     def one_is_gone(child: Child) -> None:
         nonlocal left
         left -= 1
-        told, child.stopped = child.stopped or (), None
-        child.state = "stopped" if told else "down"
-        for each in told:
-            each()
+        lay_down(child)
         if not left:
             gone()
 
     for child in children:
         _cancel(child)
-    for child in reversed(live):
-        child.number += 1  # what it still says is for nobody
+    for child in reversed(live):  # what they still say is for nobody: it goes to the dead one
         child.release(partial(one_is_gone, child))
     if not live:
         gone()
 
 
-def refuse(child: Child, error: Exception) -> None:
-    """Tell whoever waits for the first start of a child that it has none."""
-    told, child.started = child.started, None
-    if told is not None:
-        told(error)
-
-
-def _not_started(child: Child, down: Down) -> StartFailed:
+def _not_started(child: Child, down: Down) -> StartFailed | ConfigurationError:
+    if isinstance(down.error, ConfigurationError):
+        return down.error
     error = StartFailed(f"child {child.id!r} did not start: {down.why}")
     error.__cause__ = down.error
     return error

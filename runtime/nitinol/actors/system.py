@@ -382,6 +382,11 @@ class System:
             await self._end_cells(failure)
             self.bus.stop(failure)
 
+    def _hurry(self) -> None:
+        self._hurried = True
+        if self._draining is not None:
+            self._draining.cancel()
+
     async def _end_cells(self, failure: Exception) -> None:
         """No agent lives on, and whoever still waits for one is told."""
         for number, cell in enumerate(list(self.cells.values()), 1):
@@ -389,11 +394,6 @@ class System:
             cell.stopped()
             if not number % AT_ONCE:
                 await asyncio.sleep(0)
-
-    def _hurry(self) -> None:
-        self._hurried = True
-        if self._draining is not None:
-            self._draining.cancel()
 
     async def _wind_down(self, drain: float, until: float) -> None:
         """Let runs end, or end them; then stop the agents in good order."""
@@ -505,9 +505,12 @@ class System:
 
     def _root_down(self, down: Down) -> None:
         """On the supervisors' loop."""
-        release(self.root.children, lambda: None)
-        for child in (self.agents, self.users):
-            child.close()
+
+        def gone() -> None:
+            for child in self.root.children:
+                child.at_rest()
+
+        release(self.root.children, gone)
         if down.error is not None:
             get_logger().error("the root supervisor failed", error=down.why, exc_info=down.error)
             failure = self.failure = RuntimeDown(f"the root supervisor failed: {down.why}; open a new runtime")
