@@ -231,6 +231,7 @@ class Supervisor(LoopActor):
                 self._leave(child, "its supervisor was restarted")
             elif child.state not in ("parked", "stopped"):
                 child.state = "down"
+                child.patience.clear()  # else the crashes that made the last one fail would make this one fail, too
         self._advance()
 
     def on_receive(self, message: Any) -> None:
