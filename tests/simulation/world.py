@@ -612,7 +612,7 @@ class Life:
                     )
                     self.runtime._system.core.call(_crash, ref._cell, Crash(error))  # pyright: ignore[reportPrivateUsage]
                     await asyncio.sleep(random.random())
-                if what == "storm" and random.random() < 0.5:
+                if what == "storm" and random.random() < 0.3:
                     await ref.aresume()
             case "stop":
                 await self.troupe.within(30.0, f"the stop of {ref.key}", ref.astop())
@@ -657,7 +657,7 @@ class Life:
 
     async def _wait_out(self, handle: RunHandle[Any]) -> None:
         with suppress(*REFUSALS):
-            await self._wait_for(handle, 60.0)
+            await self._wait_for(handle, 25.0)
 
     def _watch_agent(self, ref: AgentRef[Any], random: Random) -> None:
         """Somebody is to be told that the incarnation of an agent is down."""
