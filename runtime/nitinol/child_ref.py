@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pykka
 
-from nitinol.actors.actor import ActorDown, ActorRef, Answer, Down
+from nitinol.actors.actor import ActorDown, ActorRef, Answer, Down, fulfil
 from nitinol.actors.child_spec import ChildSpec, Spec, SupervisorSpec
 from nitinol.actors.children import ActorChild, SupervisorChild, child_of
 from nitinol.actors.supervisor import Add, Child, State, StopChild, Wake
@@ -133,7 +133,7 @@ class ChildRef(SupervisedRef):
         return told
 
     def _down(self, told: Future[Down], to: ChildRef | pykka.ActorRef[Any] | None, down: Down) -> None:
-        told.set_result(down)
+        fulfil(told, down)
         if to is not None:
             try:
                 to.tell(down)

@@ -13,6 +13,7 @@ import os
 import random
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
@@ -23,6 +24,7 @@ _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _PAIRS = [high + low for high in _CROCKFORD for low in _CROCKFORD]
 _log = logging.getLogger("nitinol")
 _thread = threading.local()
+_loops: weakref.WeakSet[LoopThread] = weakref.WeakSet()
 
 
 class Timer(Protocol):
@@ -75,6 +77,7 @@ class LoopThread:
         self._loop.set_exception_handler(_log_escape)
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._thread.start()
+        _loops.add(self)
 
     def call(self, function: Callable[..., object], *args: Any) -> bool:
         self._calls.append((function, args))
@@ -151,6 +154,15 @@ class LoopThread:
 def on_a_loop() -> bool:
     """Whether the caller runs on a `LoopThread`, whichever runtime's: none of them may ever block."""
     return getattr(_thread, "is_loop", False)
+
+
+def _forked() -> None:
+    """In the child of a fork, which has none of the threads: whoever calls a loop of the parent's is told that it has ended."""
+    for loop in _loops:
+        loop._ended = True  # pyright: ignore[reportPrivateUsage]
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 def _log_failure(task: asyncio.Task[Any]) -> None:

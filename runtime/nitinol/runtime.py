@@ -16,7 +16,7 @@ from typing import Any, Generic, Literal, Self, overload
 
 from nitinol import events as ev
 from nitinol import provider as providers
-from nitinol.actors.actor import Down
+from nitinol.actors.actor import Down, fulfil
 from nitinol.actors.agent_actor import Cell, Life
 from nitinol.actors.bus import Overflow, Subscription, matching_types
 from nitinol.actors.child_spec import ChildSpec, SupervisorSpec
@@ -228,7 +228,7 @@ class AgentRef(Generic[OutT]):
             A future that holds the `Down`; it is set on a loop of the runtime's, which a callback must not block.
         """
         told: Future[Down] = Future()
-        self._cell.watch(told.set_result)
+        self._cell.watch(partial(fulfil, told))
         return told
 
     def status(self) -> AgentStatus:

@@ -312,6 +312,10 @@ class _Letterbox:
     def put(self, envelope: Any, /) -> None:
         self._loop.call_later(self._env.pace(), self._take, envelope)
 
+    def offer(self, envelope: Any, _limit: int) -> bool:
+        self.put(envelope)
+        return True
+
     def _take(self, envelope: Any) -> None:
         assert self.handle is not None
         self.handle(envelope.message)

@@ -93,7 +93,8 @@ class ActorChild(Child):
 
     def _start(self, by: Supervisor, number: int) -> None:
         """On a thread of its own: it is a user's code."""
-        token = home.set(Home(self.id, self._place.env, self._place.user))
+        at = Home(self.id, self._place.env, self._place.user)
+        token = home.set(at)
         try:
             actor = self._actor_of(self.spec.start())
         except BaseException as error:
@@ -108,12 +109,13 @@ class ActorChild(Child):
             raise ConfigurationError(
                 f"child {self.id!r}: start returned {ref!r}; it must return what Feed.start(…) returns, a reference"
             )
+        started = cast("pykka.ActorRef[Any]", ref)
         try:
-            check_actor_class(self.id, ref.actor_class)
+            check_actor_class(self.id, started.actor_class)
         except ConfigurationError:
-            ref.stop(block=False)
+            started.stop(block=False)
             raise
-        actor = ref._actor_weakref()  # pyright: ignore[reportPrivateUsage] # references of Pykka's are weak
+        actor = started._actor_weakref()  # pyright: ignore[reportPrivateUsage] # references of Pykka's are weak
         if actor is None:
             raise StartFailed(f"child {self.id!r} was down before it was seen")
         return cast("Actor", actor)
