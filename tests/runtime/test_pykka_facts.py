@@ -357,9 +357,14 @@ def test_a_stop_that_nobody_waits_for_any_more_is_carried_out(kind: Kind, loop: 
 def test_pykka_waits_for_each_future_anew() -> None:
     """A thousand futures, `timeout=1`: up to a thousand seconds."""
     timeouts: list[float | None] = []
+
+    def note(timeout: float | None) -> int:
+        timeouts.append(timeout)
+        return 1
+
     futures = [pykka.ThreadingFuture[int]() for _ in range(3)]
     for future in futures:
-        future.set_get_hook(lambda timeout: timeouts.append(timeout) or 1)
+        future.set_get_hook(note)
     assert pykka.get_all(futures, timeout=1.0) == [1, 1, 1]
     assert timeouts == [1.0, 1.0, 1.0]
 
@@ -469,13 +474,15 @@ def test_pykkas_references_are_weak() -> None:
 def test_here_an_actor_lives_as_long_as_it_has_a_reference(kind: Kind, loop: Loop) -> None:
     """Also one that has no thread; and none is left behind when it has ended."""
     actor = started(kind, loop)
-    ref, seen = actor.actor_ref, weakref.ref(actor)
+    ref, seen, thread = actor.actor_ref, weakref.ref(actor), getattr(actor, "thread", None)
     del actor
     assert ref.ask("x", timeout=SOON) == 1
     gc.collect()
     assert ref.ask("x", timeout=SOON) == 2
     assert ref.stop(timeout=SOON)
-    settle(seen(), loop)
+    if thread is not None:
+        thread.join(SOON)
+    assert loop.close(SOON)
     del ref
     gc.collect()
     assert seen() is None

@@ -188,7 +188,7 @@ class Answer(pykka.ThreadingFuture[T]):
     def _tell(self) -> None:
         with self._condition:
             told, self._told = self._told, []
-        _call_each(told)
+        call_each(told)
 
     @property
     def failed(self) -> bool:
@@ -540,9 +540,9 @@ class Actor(pykka.Actor):
             if down is None:
                 self._watchers = [*(self._watchers or ()), (told, None if is_up else up)]
         if down is not None:
-            _call_each([partial(told, down)])
+            call_each([partial(told, down)])
         elif is_up and up is not None:
-            _call_each([up])
+            call_each([up])
 
     def abandon(self) -> None:
         """Give it up: it is down now for everyone, although a handler of its may still run. From any thread."""
@@ -587,7 +587,7 @@ class Actor(pykka.Actor):
                 return False
             self._is_up = True
             waiting = [up for _, up in self._watchers or () if up is not None]
-        _call_each(waiting)
+        call_each(waiting)
         return True
 
     def _handle(self, envelope: Envelope[Any]) -> None:
@@ -637,7 +637,7 @@ class Actor(pykka.Actor):
 
     def _die(self, error: BaseException) -> None:
         self.actor_stopped.set()
-        _call_each([partial(self.on_failure, type(error), error, error.__traceback__)])
+        call_each([partial(self.on_failure, type(error), error, error.__traceback__)])
         self._refuse_rest()
         self._tell_down(Down(id=self.id, reason="crash", error=error))
 
@@ -654,7 +654,7 @@ class Actor(pykka.Actor):
                 return False
             self._down = down
             watchers, self._watchers = self._watchers or (), None
-        _call_each([partial(told, down) for told, _ in watchers])
+        call_each([partial(told, down) for told, _ in watchers])
         return True
 
 
@@ -733,7 +733,7 @@ class LoopActor(Actor):
         is_first = super()._tell_down(down)
         told, self._on_down = self._on_down, None
         if is_first and told is not None:
-            _call_each([partial(told, down.error)])
+            call_each([partial(told, down.error)])
         return is_first
 
 
@@ -799,7 +799,7 @@ def _refuse_all(inbox: Inbox | ThreadInbox, why: str, unhandled: Callable[[Any],
         if envelope.reply_to is not None:
             _refuse(envelope, why)
         elif unhandled is not None and not isinstance(envelope.message, _ActorStop):
-            _call_each([partial(unhandled, envelope.message)])
+            call_each([partial(unhandled, envelope.message)])
 
 
 def _refuse(envelope: Envelope[Any], why: str = "the actor went down") -> None:
@@ -819,7 +819,7 @@ def _refuse(envelope: Envelope[Any], why: str = "the actor went down") -> None:
         raise ActorDown(why)
 
 
-def _call_each(calls: Iterable[Callable[[], object]]) -> None:
+def call_each(calls: Iterable[Callable[[], object]]) -> None:
     """Call each, also if one raises: nobody who is told of an end, or hands something back, prevents what else it must come to."""
     for call in calls:
         try:

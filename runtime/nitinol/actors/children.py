@@ -109,7 +109,7 @@ class ActorChild(Child):
             raise ConfigurationError(
                 f"child {self.id!r}: start returned {ref!r}; it must return what Feed.start(…) returns, a reference"
             )
-        started = cast("pykka.ActorRef[Any]", ref)
+        started: pykka.ActorRef[Any] = ref
         try:
             check_actor_class(self.id, started.actor_class)
         except ConfigurationError:
