@@ -1,26 +1,25 @@
-"""Loop actors beside Pykka's own: each fact of Pykka 4.5 that the design goes around, and what it is here.
-
-Where Pykka would stop every actor of the process, or leave somebody waiting for ever, its side runs in a process of its
-own.
-"""
+"""Actors: their end, their order, their turns, and the loops they live on. Pykka's facts are in `test_pykka_facts`."""
 
 from __future__ import annotations
 
+import asyncio
 import gc
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import pykka
 import pytest
 from tests.logs_of import SOON
+from tests.some_actors import KINDS, Downs, Kind, LoopDoer, hold, launch, made, settle, started
 
-from nitinol.actors.actor import BATCH, LoopActor, ThreadActor
+from nitinol import Agent, ChildRef, ChildSpec, Runtime, tool
+from nitinol.actors.actor import BATCH, ActorRef, LoopActor
 from nitinol.env import Loop, LoopThread, on_a_loop
+from nitinol.errors import AgentDown, WouldDeadlock
+from nitinol.testing import ScriptedProvider, call
 
 
 @pytest.fixture
@@ -31,300 +30,311 @@ def loop() -> Iterator[Loop]:
     assert loop.close(SOON)
 
 
-@pytest.fixture
-def pykka_actors() -> Iterator[None]:
-    """Pykka's own actors of a test are stopped at its end."""
-    yield
-    pykka.ActorRegistry.stop_all(timeout=SOON)
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> Kind:
+    """Both kinds of actors."""
+    kind: Kind = request.param
+    return kind
 
 
-class Told:
-    """What an actor's starter was told of its end."""
+# ---- whatever escapes, only that one dies
 
-    def __init__(self) -> None:
-        self.errors: list[BaseException | None] = []
-        self._once = threading.Event()
-
-    def __call__(self, error: BaseException | None) -> None:
-        self.errors.append(error)
-        self._once.set()
-
-    def wait(self) -> list[BaseException | None]:
-        """All it was told, once it was told something."""
-        assert self._once.wait(SOON)
-        return self.errors
+ESCAPES = [SystemExit, KeyboardInterrupt, asyncio.CancelledError, MemoryError, GeneratorExit]
+escapes = pytest.mark.parametrize("error", ESCAPES)
 
 
-class Counter(LoopActor):
-    """Counts; raises what it is sent, if that is an exception; calls what can be called."""
+class Crowd:
+    """Actors of both kinds that must not notice, and one of each kind that watches."""
 
-    def __init__(self, loop: Loop, on_down: Any = None) -> None:
-        super().__init__(loop, on_down)
-        self.count = 0
-        self.failures: list[BaseException] = []
-        self.unhandled: list[Any] = []
-        self.stopped = False
+    def __init__(self, loop: Loop) -> None:
+        self.others = [started(kind, loop) for kind in KINDS for _ in range(5)]
+        self.downs = [Downs(), Downs()]
 
-    def on_receive(self, message: Any) -> Any:
-        if isinstance(message, BaseException):
-            raise message
-        if callable(message):
-            return message()
-        self.count += 1
-        return self.count
+    def watch(self, actor: Any) -> None:
+        for downs in self.downs:
+            actor.watch(downs)
 
-    def on_failure(self, exception_type: Any, exception_value: Any, traceback: Any) -> None:
-        self.failures.append(exception_value)
-
-    def on_stop(self) -> None:
-        self.stopped = True
-
-    def on_unhandled(self, message: Any) -> None:
-        self.unhandled.append(message)
+    def verify(self, error: BaseException, failures: list[Any], actor: Any, loop: Loop) -> None:
+        """One crash, told once to each; all others answer."""
+        for downs in self.downs:
+            assert (downs.wait().reason, downs.wait().error) == ("crash", error)
+        settle(actor, loop)
+        assert actor.failures == failures
+        assert not actor.actor_ref.is_alive()
+        assert [other.actor_ref.ask("x", timeout=SOON) for other in self.others] == [1] * 10
+        assert [len(downs.all) for downs in self.downs] == [1, 1]
 
 
-class PykkaCounter(pykka.ThreadingActor):
-    """The same, on Pykka's own ground."""
-
-    use_daemon_thread = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def on_receive(self, message: Any) -> Any:
-        if isinstance(message, BaseException):
-            raise message
-        if callable(message):
-            return message()
-        self.count += 1
-        return self.count
-
-
-def in_pykka(program: str) -> str:
-    """Run a program in a process of its own; its output."""
-    head = "import pykka, threading\nclass A(pykka.ThreadingActor):\n    use_daemon_thread = True\n"
-    done = subprocess.run(
-        [sys.executable, "-c", head + program], capture_output=True, text=True, timeout=SOON, check=True
-    )
-    return done.stdout.strip()
-
-
-# ---- exceptions
-
-
-@pytest.mark.usefixtures("pykka_actors")
-def test_pykka_lets_an_actor_live_on_after_an_exception_under_ask() -> None:
-    """The asker gets it; the actor, whose state it may have broken, goes on as if nothing had happened."""
-    ref = PykkaCounter.start()
-    with pytest.raises(ValueError, match="broken"):
-        ref.ask(ValueError("broken"))
-    assert ref.is_alive()
-    assert ref.ask("next") == 1
-
-
-def test_here_an_exception_is_a_crash_also_under_ask(loop: Loop) -> None:
-    """The asker gets it, and the actor is down: whoever started it is told, once."""
-    told = Told()
-    ref = Counter.start(loop, told)
-    with pytest.raises(ValueError, match="broken"):
-        ref.ask(ValueError("broken"), timeout=SOON)
-    assert [type(error) for error in told.wait()] == [ValueError]
-    assert not ref.is_alive()
-    assert loop.is_current() is False
-
-
-def test_pykka_does_not_tell_of_a_failed_start() -> None:
-    """`on_failure` is not called: a supervisor that listens there never hears of it."""
-    program = """
-    def on_start(self):
-        raise ValueError
-    def on_failure(self, *args):
-        print("on_failure")
-ref = A.start()
-ref.actor_stopped.wait(5)
-print("stopped", not ref.is_alive())
-"""
-    assert in_pykka(program) == "stopped True"
-
-
-class FailsToStart(Counter):
-    """Never comes up."""
-
-    def on_start(self) -> None:
-        raise ValueError("no start")
-
-
-def test_here_a_failed_start_is_a_crash(loop: Loop) -> None:
-    """`on_failure` and `on_down` hear of it; what was told is handed back; who asks is refused."""
-    told = Told()
-    actor = FailsToStart(loop, told)
-    actor.actor_ref.tell("before")
-    actor.launch()
-    assert [str(error) for error in told.wait()] == ["no start"]
-    assert [str(error) for error in actor.failures] == ["no start"]
-    with pytest.raises(pykka.ActorDeadError):
-        actor.actor_ref.ask("after", timeout=SOON)
-    assert actor.unhandled == ["before"]
-
-
-@pytest.mark.parametrize("error", ["SystemExit", "KeyboardInterrupt", "GeneratorExit"])
-def test_pykka_stops_every_actor_on_a_base_exception_and_leaves_the_asker_waiting(error: str) -> None:
-    """A tool's `sys.exit()` in one actor ends all others in the process, and its asker waits for ever."""
-    program = f"""
-    def on_receive(self, message):
-        raise {error}
-class B(pykka.ThreadingActor):
-    use_daemon_thread = True
-bystander = B.start()
-future = A.start().ask("x", block=False)
-bystander.actor_stopped.wait(5)
-print("bystander alive", bystander.is_alive())
-try:
-    future.get(timeout=0.2)
-except pykka.Timeout:
-    print("the asker waits")
-"""
-    assert in_pykka(program) == "bystander alive False\nthe asker waits"
-
-
-@pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt(), GeneratorExit(), MemoryError()])
-def test_here_a_base_exception_kills_one_actor_and_the_asker_is_told(loop: Loop, error: BaseException) -> None:
-    """The bystander on the same loop does not notice."""
-    told = Told()
-    bystander, ref = Counter.start(loop), Counter.start(loop, told)
-    with pytest.raises(type(error)):
-        ref.ask(error, timeout=SOON)
-    assert told.wait() == [error]
-    assert bystander.ask("next", timeout=SOON) == 1
-    assert bystander.is_alive()
-
-
-def test_pykka_lets_messages_behind_a_failing_tell_vanish() -> None:
-    """What was told behind it is dropped without a word; who asked is told."""
-    program = """
-    def on_receive(self, message):
-        if message == "hold":
-            go.wait(5)
-        elif message == "fail":
-            raise ValueError
-        else:
-            print("handled", message)
-go = threading.Event()
-ref = A.start()
-ref.tell("hold"); ref.tell("fail"); ref.tell("lost")
-asked = ref.ask("asked", block=False)
-go.set()
-try:
-    asked.get(timeout=5)
-except pykka.ActorDeadError:
-    print("asker told")
-"""
-    assert in_pykka(program) == "asker told"
-
-
-def test_here_messages_behind_a_failure_are_handed_back(loop: Loop) -> None:
-    """`on_unhandled` has each of them, in order; who asked is told."""
-    told, go = Told(), threading.Event()
-    actor = Counter(loop, told)
+@escapes
+@pytest.mark.parametrize("how", ["told", "asked", "awaited", "proxy told", "proxy asked"])
+def test_an_escape_in_a_handler_kills_its_actor_alone(
+    kind: Kind, loop: Loop, error: type[BaseException], how: str
+) -> None:
+    """Who asked gets it, an exit as `AgentDown`, and goes on; who watches is told once, with the error. Shows 5"""
+    crowd, actor, escape = Crowd(loop), started(kind, loop), error("now")
+    crowd.watch(actor)
     ref = actor.actor_ref
-    actor.launch()
-    ref.tell(lambda: go.wait(SOON))
-    ref.tell(ValueError("fail"))
-    ref.tell("first")
-    asked = ref.ask("asked", block=False, timeout=SOON)
-    ref.tell("second")
-    go.set()
-    with pytest.raises(pykka.ActorDeadError):
-        asked.get(timeout=SOON)
-    told.wait()
-    deadline = Told()
-    loop.call(deadline, None)
-    deadline.wait()
-    assert actor.unhandled == ["first", "second"]
+    expected: Any = MemoryError if error is MemoryError else AgentDown
+
+    async def wait() -> None:
+        with pytest.raises(expected):
+            await ref.ask(escape, block=False, timeout=SOON)
+        await asyncio.sleep(0)  # raises, if it was cancelled
+
+    match how:
+        case "told":
+            ref.tell(escape)
+        case "asked":
+            with pytest.raises(expected):
+                ref.ask(escape, timeout=SOON)
+        case "awaited":
+            asyncio.run(wait())
+        case "proxy told":
+            ref.proxy().fail.defer(escape)
+        case _:
+            with pytest.raises(expected):
+                ref.proxy().fail(escape).get()
+    crowd.verify(escape, [escape], actor, loop)
 
 
-def test_an_on_failure_that_raises_does_not_hide_the_crash(loop: Loop) -> None:
-    """Whoever started it is told of the first error all the same."""
+@escapes
+@pytest.mark.parametrize("hook", ["on_start", "on_stop", "on_failure"])
+def test_an_escape_in_a_hook_kills_its_actor_alone(
+    kind: Kind, loop: Loop, error: type[BaseException], hook: str
+) -> None:
+    """A start that fails and a stop that fails are crashes; an `on_failure` that raises does not hide the crash. Shows 5"""
+    escape, first = error("now"), ValueError("first")
 
-    class Clumsy(Counter):
+    class Escapes:
+        failures: list[Any]
+
+        def on_start(self) -> None:
+            if hook == "on_start":
+                raise escape
+
+        def on_stop(self) -> None:
+            if hook == "on_stop":
+                raise escape
+
         def on_failure(self, exception_type: Any, exception_value: Any, traceback: Any) -> None:
-            raise ZeroDivisionError
+            self.failures.append(exception_value)
+            if hook == "on_failure":
+                raise escape
 
-    told = Told()
-    Clumsy.start(loop, told).tell(ValueError("first"))
-    assert [str(error) for error in told.wait()] == ["first"]
+    crowd, actor = Crowd(loop), made(kind, loop, Escapes)
+    crowd.watch(actor)
+    waits = actor.actor_ref.ask("x", block=False, timeout=SOON)
+    stopping = actor.actor_ref.stop(block=False) if hook == "on_stop" else None
+    if hook == "on_failure":
+        actor.actor_ref.tell(first)
+    launch(actor)
+    if hook == "on_failure":
+        assert waits.get() == 1
+        crowd.verify(first, [first], actor, loop)
+    else:
+        with pytest.raises(AgentDown):
+            waits.get()
+        crowd.verify(escape, [escape] if hook == "on_start" else [], actor, loop)
+    if stopping is not None:
+        assert stopping.get() is True
+
+
+def test_an_on_failure_that_raises_the_crash_again_does_not_tangle_it(kind: Kind, loop: Loop) -> None:
+    """An exception whose context is itself is a trap for whoever walks along it."""
+
+    class Clumsy:
+        def on_failure(self, exception_type: Any, exception_value: Any, traceback: Any) -> None:
+            raise exception_value
+
+    actor, downs, error = started(kind, loop, Clumsy), Downs(), ValueError("first")
+    actor.watch(downs)
+    actor.actor_ref.tell(error)
+    assert downs.wait().error is error
+    assert error.__context__ is None
+
+
+# ---- a handler must not wait
+
+
+@pytest.fixture
+def rt() -> Iterator[Runtime]:
+    """A runtime that is stopped at once at the end."""
+    with Runtime(drain=0.0) as runtime:
+        yield runtime
+
+
+class Child(LoopDoer):
+    """A loop actor under a supervisor."""
+
+    def __init__(self) -> None:
+        LoopActor.__init__(self)
+        self.count = 0
+
+
+WAITS = ["ask", "stop", "get", "proxy", "child"]
+
+
+def waiting(how: str, ref: ActorRef[Any], child: ChildRef) -> Callable[[], Any]:
+    """Ways to wait for an actor."""
+    ways: dict[str, Callable[[], Any]] = {
+        "ask": lambda: ref.ask("x", timeout=SOON),
+        "stop": lambda: ref.stop(),
+        "get": lambda: ref.ask(lambda: None, block=False, timeout=SOON).get(),
+        "proxy": lambda: ref.proxy().count.get(),
+        "child": lambda: child.ask("x", timeout=SOON),
+    }
+    return ways[how]
+
+
+@pytest.mark.parametrize("how", WAITS)
+def test_a_handler_must_not_wait(kind: Kind, loop: Loop, rt: Runtime, how: str) -> None:
+    """`WouldDeadlock` at once, also where the other one would have answered; nothing was asked."""
+    other, actor = started("thread", loop), started(kind, loop)
+    child = rt.supervise(ChildSpec("child", Child.start))
+    go = hold(other)
+    with pytest.raises(WouldDeadlock, match="handler would wait"):
+        actor.actor_ref.ask(waiting(how, other.actor_ref, child), timeout=SOON)
+    go.set()
+    assert other.actor_ref.ask("x", timeout=SOON) == 1
+    assert child.ask("x", timeout=SOON) == 1
+
+
+def test_hooks_must_not_wait_either(kind: Kind, loop: Loop) -> None:
+    """`on_start` and `on_stop` run where handlers do."""
+    other = started("thread", loop)
+
+    class Waits:
+        def on_start(self) -> None:
+            if early:
+                other.actor_ref.ask("x", timeout=SOON)
+
+        def on_stop(self) -> None:
+            other.actor_ref.ask("x", timeout=SOON)
+
+    for early in (True, False):  # noqa: B007 # on_start looks at it
+        actor, downs = started(kind, loop, Waits), Downs()
+        actor.watch(downs)
+        actor.actor_ref.stop(timeout=SOON)
+        assert isinstance(downs.wait().error, WouldDeadlock)
+
+
+def test_a_handler_may_take_an_answer_that_is_there(kind: Kind, loop: Loop) -> None:
+    """It need not wait for that."""
+    other, actor = started("thread", loop), started(kind, loop)
+    answer, stopped = other.actor_ref.ask("x", block=False, timeout=SOON), other.actor_ref.stop(block=False)
+    assert stopped.get() is True
+    answer.when_set(lambda: None)
+    answers = [answer.map(lambda value: value), stopped]
+
+    def take() -> list[Any]:
+        taken: list[Any] = []
+        for each in answers:
+            try:
+                taken.append(each.get())
+            except AgentDown:
+                taken.append("refused")
+        return taken
+
+    assert actor.actor_ref.ask(take, timeout=SOON)[1] is True
+
+
+def test_a_tool_may_wait(rt: Runtime) -> None:
+    """Nobody waits for the worker that it runs on, but its pool."""
+    child = rt.supervise(ChildSpec("child", Child.start))
+    ref = child.actor_ref
+
+    @tool
+    def wait_for_all() -> str:
+        """Wait in each way there is."""
+        answered = ref.ask("x", block=False, timeout=SOON).get()
+        return f"{answered} {ref.ask('x', timeout=SOON)} {child.ask('x', timeout=SOON)} {ref.proxy().count.get()}"
+
+    agent = Agent(name="waits", model=ScriptedProvider([[call("wait_for_all")], "done"]), tools=[wait_for_all])
+    result = rt.start(agent).ask("go", timeout=SOON)
+    assert [record.text for record in result.tool_calls] == ["1 2 3 3"], result.tool_calls
+
+
+# ---- given up
+
+
+def test_who_is_given_up_is_down_at_once(kind: Kind, loop: Loop) -> None:
+    """Though its handler hangs: who watches is told `killed`, who asked is refused, what was told is handed back."""
+    actor, downs = started(kind, loop), Downs()
+    actor.watch(downs)
+    go, busy = threading.Event(), threading.Event()
+
+    def hang() -> str:
+        busy.set()
+        go.wait(SOON)
+        return "too late"
+
+    hangs = actor.actor_ref.ask(hang, block=False, timeout=SOON)
+    assert busy.wait(SOON)
+    waits = actor.actor_ref.ask("x", block=False, timeout=SOON)
+    handed_back = threading.Event()
+    actor.on_unhandled = lambda message: handed_back.set()
+    actor.actor_ref.tell("x")
+    actor.abandon()
+    assert (downs.wait().reason, downs.wait().error) == ("killed", None)
+    for answer in (hangs, waits):
+        with pytest.raises(AgentDown):
+            answer.get()
+    assert handed_back.wait(SOON)
+    with pytest.raises(AgentDown):
+        actor.actor_ref.ask("x", timeout=SOON)
+    go.set()
+    settle(actor, loop)
+    assert (len(downs.all), actor.count, actor.failures) == (1, 0, [])
+
+
+def test_who_is_given_up_before_its_start_does_not_start(kind: Kind, loop: Loop) -> None:
+    """Nor does it keep a thread."""
+    ran: list[str] = []
+
+    class Starts:
+        def on_start(self) -> None:
+            ran.append("on_start")
+
+    actor, downs = made(kind, loop, Starts), Downs()
+    actor.watch(downs, lambda: ran.append("up"))
+    actor.abandon()
+    launch(actor)
+    settle(actor, loop)
+    assert (downs.wait().reason, ran) == ("killed", [])
+
+
+def test_who_is_given_up_while_it_waits_leaves_no_thread(loop: Loop) -> None:
+    """A start that came up too late, for one."""
+    actor = started("thread", loop)
+    assert actor.actor_ref.ask("x", timeout=SOON) == 1
+    actor.abandon()
+    actor.thread.join(SOON)
+    assert not actor.thread.is_alive()
 
 
 # ---- the end of an actor
 
 
-@pytest.mark.usefixtures("pykka_actors")
-def test_both_refuse_an_ask_to_a_dead_actor() -> None:
-    """`ActorDeadError`, at once."""
-    ref = PykkaCounter.start()
-    ref.stop()
-    with pytest.raises(pykka.ActorDeadError):
-        ref.ask("x", timeout=SOON)
-
-
-def test_an_ask_to_a_dead_actor_fails_at_once(loop: Loop) -> None:
-    """Stopped or crashed, from any thread."""
-    stopped, crashed = Counter.start(loop), Counter.start(loop)
+def test_an_ask_to_a_dead_actor_fails_at_once(kind: Kind, loop: Loop) -> None:
+    """Stopped or crashed; the error is ours, and the one that Pykka's users expect."""
+    stopped, crashed = started(kind, loop).actor_ref, started(kind, loop).actor_ref
     assert stopped.stop(timeout=SOON)
     crashed.tell(ValueError())
-    with pytest.raises(pykka.ActorDeadError):
-        crashed.ask("x", timeout=SOON)
-    with pytest.raises(pykka.ActorDeadError):
-        stopped.ask("x", timeout=SOON)
-    with pytest.raises(pykka.ActorDeadError):
-        stopped.tell("x")
+    for expected in (AgentDown, pykka.ActorDeadError):
+        with pytest.raises(expected):
+            crashed.ask("x", timeout=SOON)
+        with pytest.raises(expected):
+            stopped.ask("x", timeout=SOON)
+        with pytest.raises(expected):
+            stopped.tell("x")
     assert stopped.stop(timeout=SOON) is False
-
-
-def test_asks_that_race_with_the_end_are_all_answered(loop: Loop) -> None:
-    """`is_alive`, then `put`, is a race: here whoever loses it is told, not left waiting."""
-    for _ in range(50):
-        ref = Counter.start(loop)
-        go = threading.Barrier(5)
-
-        def ask(ref: Any = ref, go: threading.Barrier = go) -> str:
-            go.wait(SOON)
-            try:
-                while True:
-                    ref.ask("x", timeout=SOON)
-            except pykka.ActorDeadError:
-                return "refused"
-
-        with ThreadPoolExecutor(4) as pool:
-            asked = [pool.submit(ask) for _ in range(4)]
-            go.wait(SOON)
-            ref.stop(block=False)
-            assert {ask.result(SOON) for ask in asked} == {"refused"}
-
-
-def test_a_stop_is_orderly(loop: Loop) -> None:
-    """After the messages before it; `on_stop` runs; the starter is told `None`; what comes behind is handed back."""
-    told = Told()
-    actor = Counter(loop, told)
-    ref = actor.actor_ref
-    go = threading.Event()
-    actor.launch()
-    ref.tell(lambda: go.wait(SOON))
-    before = ref.ask("x", block=False, timeout=SOON)
-    stopping = ref.stop(block=False)
-    ref.tell("behind")
-    go.set()
-    assert before.get(timeout=SOON) == 1
-    assert stopping.get(timeout=SOON) is True
-    assert told.wait() == [None]
-    assert (actor.stopped, actor.failures, actor.count) == (True, [], 1)
 
 
 def test_a_halt_overtakes_what_waits(loop: Loop) -> None:
     """For an agent that must not take another step: at once, in order, and only once."""
-    told = Told()
-    actor = Counter(loop, told)
+    told: list[BaseException | None] = []
+    actor, downs = LoopDoer(loop, told.append), Downs()
+    actor.watch(downs)
     actor.launch()
 
     def halt() -> None:
@@ -333,37 +343,9 @@ def test_a_halt_overtakes_what_waits(loop: Loop) -> None:
         actor.halt()
 
     loop.call(halt)
-    assert told.wait() == [None]
-    after = Told()
-    loop.call(after, None)
-    after.wait()
-    assert (actor.count, actor.unhandled, actor.stopped) == (0, ["waits"], True)
-
-
-def test_an_actor_lives_as_long_as_it_has_a_reference(loop: Loop) -> None:
-    """Pykka's references are weak; nobody else need hold a loop actor."""
-    ref = Counter.start(loop)
-    ref.ask("x", timeout=SOON)
-    gc.collect()
-    assert ref.ask("x", timeout=SOON) == 2
-
-
-def test_no_actor_is_in_pykkas_registry(loop: Loop) -> None:
-    """It is linear in its size, and anyone may call its `stop_all`."""
-
-    class Thread(ThreadActor):
-        def on_receive(self, message: Any) -> Any:
-            return threading.current_thread().daemon
-
-    before = set(pykka.ActorRegistry.get_all())
-    ref, thread = Counter.start(loop), Thread.start()
-    assert ref.ask("x", timeout=SOON) == 1
-    assert thread.ask("x", timeout=SOON) is True
-    assert set(pykka.ActorRegistry.get_all()) == before
-    pykka.ActorRegistry.stop_all(timeout=SOON)
-    assert ref.is_alive()
-    assert thread.is_alive()
-    thread.stop(timeout=SOON)
+    assert downs.wait().reason == "normal"
+    settle(actor, loop)
+    assert (actor.count, actor.unhandled, actor.ended.is_set(), told) == (0, ["waits"], True, [None])
 
 
 # ---- order, number, fairness
@@ -372,7 +354,7 @@ def test_no_actor_is_in_pykkas_registry(loop: Loop) -> None:
 def test_messages_of_one_sender_keep_their_order(loop: Loop) -> None:
     """From eight threads at once, told and asked."""
     seen: dict[int, list[int]] = {number: [] for number in range(8)}
-    ref = Counter.start(loop)
+    ref = LoopDoer.start(loop)
 
     def send(sender: int) -> None:
         note: Callable[[int], Callable[[], None]] = lambda number: lambda: seen[sender].append(number)  # noqa: E731
@@ -391,7 +373,7 @@ def test_messages_of_one_sender_keep_their_order(loop: Loop) -> None:
 def test_ten_thousand_actors_share_one_thread(loop: Loop) -> None:
     """Each answers, each stops; no thread is made for any."""
     threads = threading.active_count()
-    refs = [Counter.start(loop) for _ in range(10_000)]
+    refs = [LoopDoer.start(loop) for _ in range(10_000)]
     futures = [ref.ask("x", block=False, timeout=SOON) for ref in refs]
     assert {future.get(timeout=SOON) for future in futures} == {1}
     assert threading.active_count() == threads
@@ -403,7 +385,7 @@ def test_a_busy_actor_lets_the_others_have_their_turn(loop: Loop) -> None:
     """It handles a batch, then the loop looks at the others."""
     order: list[str] = []
     go = threading.Event()
-    hold, busy, modest = Counter.start(loop), Counter.start(loop), Counter.start(loop)
+    hold, busy, modest = LoopDoer.start(loop), LoopDoer.start(loop), LoopDoer.start(loop)
     hold.tell(lambda: go.wait(SOON))
     for _ in range(BATCH * 5):
         busy.tell(lambda: order.append("busy"))
@@ -414,6 +396,37 @@ def test_a_busy_actor_lets_the_others_have_their_turn(loop: Loop) -> None:
     assert order.count("busy") == BATCH * 5
 
 
+def test_a_busy_actor_has_one_turn_at_a_time(loop: Loop) -> None:
+    """Also while it is sent more and more: messages that come during its turn do not give it two."""
+    turns: list[str] = []
+    go, done = threading.Event(), threading.Event()
+    first, busy, modest = LoopDoer.start(loop), LoopDoer(loop), LoopDoer(loop)
+    busy.launch()
+    modest.launch()
+    first.tell(lambda: go.wait(SOON))
+
+    def work() -> None:
+        turns.append("busy")
+        if len(turns) < 20 * BATCH:
+            busy.post(work)
+        else:
+            done.set()
+
+    def look() -> None:
+        turns.append("modest")
+        if len(turns) < 20 * BATCH:
+            modest.post(look)
+
+    for _ in range(3 * BATCH):
+        busy.post(work)
+    modest.post(look)
+    go.set()
+    assert done.wait(SOON)
+    looks = [number for number, turn in enumerate(turns[: 20 * BATCH]) if turn == "modest"]
+    gaps = [after - before for before, after in pairwise(looks)]
+    assert max(gaps) <= BATCH + 1, gaps
+
+
 def test_actors_that_never_rest_do_not_keep_timers_and_sockets_waiting(loop: Loop) -> None:
     """Two actors send to each other without end: a timer of the same loop still strikes."""
     struck, stop = threading.Event(), threading.Event()
@@ -422,7 +435,7 @@ def test_actors_that_never_rest_do_not_keep_timers_and_sockets_waiting(loop: Loo
         if not stop.is_set():
             there.tell(lambda: bounce(there, here))
 
-    one, two = Counter.start(loop), Counter.start(loop)
+    one, two = LoopDoer.start(loop), LoopDoer.start(loop)
     bounce(one, two)
     loop.call(lambda: loop.call_later(0.001, struck.set))
     assert struck.wait(SOON)
@@ -476,17 +489,3 @@ def test_a_closed_loop_says_that_it_drops_what_it_is_given() -> None:
     assert done == list(range(100))
     assert loop.call(done.append, 100) is False
     assert loop.close(SOON)
-
-
-@pytest.mark.usefixtures("pykka_actors")
-def test_a_timed_out_ask_still_runs_later(loop: Loop) -> None:
-    """In both: the end of a wait takes nothing back. Hence a run has a cancel of its own."""
-    for ref in (Counter.start(loop), PykkaCounter.start()):
-        go, ran = threading.Event(), threading.Event()
-        ref.tell(lambda go=go: go.wait(SOON))
-        began = time.monotonic()
-        with pytest.raises(pykka.Timeout):
-            ref.ask(ran.set, timeout=0.01)
-        assert time.monotonic() - began < SOON
-        go.set()
-        assert ran.wait(SOON)

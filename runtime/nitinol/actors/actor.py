@@ -9,7 +9,9 @@ each time for a reason:
 - who watches an actor is told once that it is down, also if it was down already; messages behind its end are refused or
   handed back, never lost in silence;
 - a stop overtakes the messages that wait, and an inbox is bounded;
-- an ask has a deadline, and is not carried out once that has passed; a handler must not wait for another actor's answer;
+- an ask has a deadline, and is not begun once that has passed, or whoever asked has given it up; a handler must not wait for
+  another actor's answer;
+- in a fork, where their threads are not, actors are down;
 - threads are daemons, and no actor is in `pykka.ActorRegistry`, which is linear in its size and whose `stop_all` anyone may
   call.
 """
@@ -18,14 +20,16 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import queue
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Literal, TypeVar, cast
 
 import pykka
@@ -39,7 +43,7 @@ from pykka.messages import (
 
 from nitinol.env import Env, Loop, on_a_loop
 from nitinol.errors import AgentDown, ConfigurationError, InboxFull, WouldDeadlock
-from nitinol.logs import describe
+from nitinol.logs import describe, get_logger
 
 T = TypeVar("T")
 A = TypeVar("A", bound=pykka.Actor)
@@ -56,9 +60,12 @@ Reason = Literal["normal", "shutdown", "crash", "killed"]
 
 _PYKKAS = (_ActorStop, ProxyCall, ProxyGetAttr, ProxySetAttr)
 """Messages that Pykka handles itself."""
-_lives = threading.Lock()
-"""Held for the moments in which an actor comes up, goes down, gets a watcher, or a bounded inbox of a loop is filled."""
+_lives = threading.RLock()
+"""Held for the moments in which an actor comes up, goes down, gets a watcher, or a bounded inbox of a loop is filled. It may be
+taken again by its holder: a finalizer, which runs anywhere, may tell."""
 _thread = threading.local()
+_forks = 0
+"""How many forks lie between this process and the one that began."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +98,8 @@ class Home:
     id: str
     env: Env
     loop: Loop
+    born: list[Actor] = field(default_factory=list["Actor"])
+    """Those that were made here. Held, as their references are weak, and one may be down before it is looked at."""
 
 
 home: ContextVar[Home | None] = ContextVar("home", default=None)
@@ -107,7 +116,10 @@ class Shutdown(_ActorStop):
 
 
 class Answer(pykka.ThreadingFuture[T]):
-    """What an ask comes to. `get` waits until the ask's deadline at most; `await` waits as a coroutine does."""
+    """What an ask comes to. `get` waits until the ask's deadline at most; `await` waits as a coroutine does.
+
+    Whoever stops waiting gives the ask up: the actor passes over it if it has not begun it.
+    """
 
     def __init__(self, clock: Callable[[], float] | None = None, until: float | None = None) -> None:
         super().__init__()
@@ -126,7 +138,9 @@ class Answer(pykka.ThreadingFuture[T]):
         Raises:
             WouldDeadlock: Called by an actor's handler, while there is no answer yet.
         """
-        if in_handler() and not self._is_set():
+        if (
+            in_handler() and not self._is_set() and self._get_hook is None
+        ):  # a hook waits for others, each of which refuses
             raise WouldDeadlock(
                 "an actor's handler would wait for another actor, which may wait for this one; tell it, and let it tell you"
             )
@@ -149,11 +163,17 @@ class Answer(pykka.ThreadingFuture[T]):
 
     def refuse(self, why: str, cause: BaseException | None = None) -> None:
         """Set `AgentDown`, unless there is an answer."""
-        try:
-            raise ActorDown(why) from cause
-        except ActorDown:
-            with suppress(queue.Full):
-                self.set_exception()
+        error = ActorDown(why)
+        error.__cause__ = cause
+        self._fail(error)
+
+    def lapse(self) -> None:
+        """Nobody will handle it any more, as it was too late: whoever waits all the same is told."""
+        self._fail(pykka.Timeout("the ask was given up, or its deadline had passed, before it was begun"))
+
+    def _fail(self, error: Exception) -> None:
+        with suppress(queue.Full):
+            self.set_exception((type(error), error, None))
 
     def when_set(self, told: Callable[[], object]) -> None:
         """Call `told` once there is an answer: at once, or in the thread that gives it."""
@@ -166,8 +186,12 @@ class Answer(pykka.ThreadingFuture[T]):
     def _tell(self) -> None:
         with self._condition:
             told, self._told = self._told, []
-        for each in told:
-            each()
+        call_each(told)
+
+    @property
+    def failed(self) -> bool:
+        """Whether the answer is an exception."""
+        return self._result is not None and self._result.exc_info is not None
 
     def _is_set(self) -> bool:
         return self._result is not None
@@ -179,10 +203,16 @@ class Answer(pykka.ThreadingFuture[T]):
         if self._get_hook is not None:  # it is made of others: Pykka's map, join and the like
             return await asyncio.to_thread(self.get)
         loop, answered = asyncio.get_running_loop(), asyncio.Event()
-        self.when_set(lambda: loop.call_soon_threadsafe(answered.set))
+
+        def wake() -> None:
+            with suppress(RuntimeError):  # whoever waited is gone, and its loop too
+                loop.call_soon_threadsafe(answered.set)
+
+        self.when_set(wake)
         left = None if self._until is None or self._clock is None else max(self._until - self._clock(), 0.0)
         try:
-            await asyncio.wait_for(answered.wait(), left)
+            async with asyncio.timeout(left):
+                await answered.wait()
         except BaseException as error:
             self._given_up = True
             if isinstance(error, TimeoutError):
@@ -198,10 +228,15 @@ class ActorRef(pykka.ActorRef[A]):
         super().__init__(actor)
         self._limit = cast("Actor", actor).inbox_limit
         self._env = cast("Actor", actor).env
+        self._forks = _forks
 
     def __str__(self) -> str:
         actor = self._actor_weakref()
         return super().__str__() if actor is None else str(actor)
+
+    def is_alive(self) -> bool:
+        """Whether it takes messages. In a fork no actor of the parent process does."""
+        return not self.actor_stopped.is_set() and self._forks == _forks
 
     def tell(self, message: Any) -> None:
         """Send a message; a stop overtakes those that wait.
@@ -211,7 +246,7 @@ class ActorRef(pykka.ActorRef[A]):
             InboxFull: As many wait as may.
         """
         if not self.is_alive():
-            raise ActorDown(f"{self} is down")
+            raise ActorDown(self._why_down())
         self._send(Envelope(message))
 
     def ask(self, message: Any, *, block: bool = True, timeout: float | None = None) -> Any:
@@ -236,16 +271,48 @@ class ActorRef(pykka.ActorRef[A]):
             until = self._env.monotonic() + timeout
         elif not isinstance(message, _ActorStop):
             raise TypeError(f"an ask needs a deadline: {self.actor_class.__name__}.ask(…, timeout=seconds)")
-        if block and in_handler():
-            raise WouldDeadlock(
-                f"an actor's handler would wait for {self}, which may wait for this one; tell it, and let it tell you"
-            )
+        if block:
+            self._check_may_wait()
         answer: Answer[Any] = Answer(self._env.monotonic, until)
         if self.is_alive():
             self._send(Envelope(message, answer))
         else:
-            answer.refuse(f"{self} is down")
+            answer.refuse(self._why_down())
         return answer.get() if block else answer
+
+    def stop(self, *, block: bool = True, timeout: float | None = None) -> Any:
+        """Stop the actor: it ends what it is at, and runs its `on_stop`. Also if nobody waits for it so long.
+
+        Args:
+            block: Whether to wait until it has stopped; else a future is given, an `Answer`.
+            timeout: Seconds to wait; `None`: as long as it takes.
+
+        Returns:
+            Whether it was stopped; False if it was down before.
+
+        Raises:
+            WouldDeadlock: Called by an actor's handler, with `block=True`.
+            pykka.Timeout: It has not stopped in time, and will when it comes to it.
+        """
+        if block:
+            self._check_may_wait()
+        asked = cast("Answer[None]", self.ask(_ActorStop(), block=False))
+        stopped: Answer[bool] = Answer()
+        asked.when_set(lambda: stopped.set(not asked.failed))
+        return stopped.get(timeout=timeout) if block else stopped
+
+    def _check_may_wait(self) -> None:
+        if in_handler():
+            raise WouldDeadlock(
+                f"an actor's handler would wait for {self}, which may wait for this one; tell it, and let it tell you"
+            )
+
+    def _why_down(self) -> str:
+        if self._forks != _forks:
+            return (
+                f"{self} lives in the process that this one was forked from; start actors, and runtimes, after a fork"
+            )
+        return f"{self} is down"
 
     def _send(self, envelope: Envelope[Any]) -> None:
         inbox = cast("Inbox | ThreadInbox", self.actor_inbox)
@@ -275,7 +342,7 @@ class Flag:
 class Inbox:
     """The inbox of a loop actor: `put` from any thread wakes its loop once, however many messages wait."""
 
-    __slots__ = ("_drain", "_envelopes", "_last", "_loop", "_scheduled")
+    __slots__ = ("_closed", "_drain", "_envelopes", "_last", "_loop", "_scheduled")
 
     def __init__(self) -> None:
         self._envelopes: deque[Envelope[Any]] = deque()
@@ -284,6 +351,7 @@ class Inbox:
         self._loop: Loop | None = None
         self._drain: Callable[[], None] | None = None
         self._scheduled = False
+        self._closed = False
 
     def bind(self, loop: Loop, drain: Callable[[], None]) -> None:
         """Say who handles the messages; those that wait are handled now."""
@@ -310,13 +378,22 @@ class Inbox:
             self._schedule()
 
     def offer(self, envelope: Envelope[Any], limit: int) -> bool:
-        """A message of a user's, from any thread, unless as many wait as may; whether it was taken."""
+        """A message of a user's, from any thread, unless as many wait as may; whether it was taken.
+
+        Raises:
+            AgentDown: It was told, and nobody takes anything more.
+        """
         with _lives:
-            if self._last is None:
-                self._last = deque()
-            elif len(self._last) >= limit:
-                return False
-            self._last.append(envelope)
+            closed = self._closed
+            if not closed:
+                if self._last is None:
+                    self._last = deque()
+                if len(self._last) >= limit:
+                    return False
+                self._last.append(envelope)
+        if closed:
+            _refuse(envelope)
+            return True
         if not self._scheduled and self._drain is not None:
             self._schedule()
         return True
@@ -343,7 +420,13 @@ class Inbox:
 
     def again(self) -> None:
         """The drain stops early; it goes on after the other actors had their turn."""
-        self._schedule()
+        if not self._scheduled:  # else a put has done it meanwhile, and two drains would be two turns
+            self._schedule()
+
+    def close(self) -> None:
+        """Nobody will take anything more of users: what they send from now on is refused at once."""
+        with _lives:
+            self._closed = True
 
     def __len__(self) -> int:
         return len(self._envelopes) + len(self._last or ())
@@ -359,7 +442,7 @@ class ThreadInbox:
     """The inbox of a thread actor, in the same two lanes."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition(threading.Lock())
+        self._changed = threading.Condition()  # its holder may take it again: see `_lives`
         self._envelopes: deque[Envelope[Any]] = deque()
         self._last: deque[Envelope[Any]] = deque()
         self._closed = False
@@ -369,15 +452,21 @@ class ThreadInbox:
         self._put(self._envelopes, envelope, sys.maxsize)
 
     def offer(self, envelope: Envelope[Any], limit: int) -> bool:
-        """A message of a user's, unless as many wait as may; whether it was taken."""
+        """A message of a user's, unless as many wait as may; whether it was taken.
+
+        Raises:
+            AgentDown: It was told, and nobody takes anything more.
+        """
         return self._put(self._last, envelope, limit)
 
     def get(self) -> Envelope[Any]:
-        """The next one; waits for it. A stop, once it is closed and empty."""
+        """The next one; waits for it.
+
+        Raises:
+            IndexError: None is left, and none will come.
+        """
         with self._changed:
-            while self.empty():
-                if self._closed:
-                    return Envelope(_ActorStop())
+            while self.empty() and not self._closed:
                 self._changed.wait()
             return self._take()
 
@@ -404,13 +493,13 @@ class ThreadInbox:
 
     def _put(self, lane: deque[Envelope[Any]], envelope: Envelope[Any], limit: int) -> bool:
         with self._changed:
-            if len(lane) >= limit:
-                return False
-            lane.append(envelope)
             if not self._closed:
+                if len(lane) >= limit:
+                    return False
+                lane.append(envelope)
                 self._changed.notify()
                 return True
-        _refuse_all(self, "it went down")
+        _refuse(envelope)
         return True
 
     def _take(self) -> Envelope[Any]:
@@ -447,24 +536,28 @@ class Actor(pykka.Actor):
     def watch(self, told: Callable[[Down], object], up: Callable[[], object] | None = None) -> None:
         """Be told once that the actor is down, at once if it is; and, with `up`, that its `on_start` is done.
 
-        Both are called where the actor's messages are handled, or here; they must not block. From any thread.
+        Both are called where the actor's messages are handled, or here; they must not block. From any thread. What they raise
+        is logged.
         """
         with _lives:
             down, is_up = self._down, self._is_up
             if down is None:
                 self._watchers = [*(self._watchers or ()), (told, None if is_up else up)]
         if down is not None:
-            told(down)
+            call_each([partial(told, down)])
         elif is_up and up is not None:
-            up()
+            call_each([up])
 
     def abandon(self) -> None:
         """Give it up: it is down now for everyone, although a handler of its may still run. From any thread."""
         self.actor_stopped.set()
         answering = self._answering
         if answering is not None:
-            answering.refuse(f"{self} was given up")
-        self._refuse_rest()
+            answering.refuse(f"{self._title} was given up")
+        inbox = cast("Inbox | ThreadInbox", self.actor_inbox)
+        inbox.close()
+        if not inbox.empty():
+            self.env.start_thread(f"refuse-{self.id}", self._refuse_rest)  # with `on_unhandled`, which may block
         self._tell_down(Down(id=self.id, reason="killed"))
 
     @property
@@ -475,8 +568,12 @@ class Actor(pykka.Actor):
     def on_unhandled(self, message: Any) -> None:
         """A message that was told to an actor which is down now. Does nothing by default."""
 
-    def __str__(self) -> str:
+    @property
+    def _title(self) -> str:  # not __str__: a user's may raise
         return f"{type(self).__name__} {self._name!r}" if self._name else f"{type(self).__name__} ({self.actor_urn})"
+
+    def __str__(self) -> str:
+        return self._title
 
     # -- where its messages are handled
 
@@ -493,11 +590,11 @@ class Actor(pykka.Actor):
             self._stop()
             return False
         with _lives:
+            if self.actor_stopped.is_set():
+                return False
             self._is_up = True
-            watchers = self._watchers
-        for _, up in watchers or ():
-            if up is not None:
-                up()
+            watchers = self._watchers or ()
+        call_each([up for _, up in watchers if up is not None])
         return True
 
     def _handle(self, envelope: Envelope[Any]) -> None:
@@ -509,9 +606,13 @@ class Actor(pykka.Actor):
             except BaseException as error:
                 self._die(error)
             return
-        if answer.expired:
+        if answer.expired and not isinstance(envelope.message, _ActorStop):
+            answer.lapse()
             return
         self._answering = answer
+        if self.actor_stopped.is_set():  # it was given up in this moment, and that did not see the answer yet
+            answer.refuse(f"{self._title} was given up")
+            return
         try:
             reply = self._handle_receive(envelope.message)
         except BaseException as error:
@@ -520,7 +621,7 @@ class Actor(pykka.Actor):
                 with suppress(queue.Full):
                     answer.set_exception()
             else:  # an exit of this actor is none of its asker's
-                answer.refuse(f"{self} went down by this: {type(error).__name__}: {describe(error)}", error)
+                answer.refuse(f"{self._title} went down by this: {type(error).__name__}: {describe(error)}", error)
             self._die(error)
             return
         self._answering = None
@@ -545,27 +646,26 @@ class Actor(pykka.Actor):
 
     def _die(self, error: BaseException) -> None:
         self.actor_stopped.set()
-        try:
-            self.on_failure(type(error), error, error.__traceback__)
-        except BaseException as second:
-            second.__context__ = error
+        call_each([partial(self.on_failure, type(error), error, error.__traceback__)])
         self._refuse_rest()
         self._tell_down(Down(id=self.id, reason="crash", error=error))
 
     def _refuse_rest(self) -> None:
         """Who asked is told that nobody will answer; what was told is handed to `on_unhandled`."""
-        inbox: Any = self.actor_inbox
+        inbox = cast("Inbox | ThreadInbox", self.actor_inbox)
+        inbox.close()
         if not inbox.empty():
-            _refuse_all(inbox, f"{self} went down", self.on_unhandled)
+            _refuse_all(inbox, f"{self._title} went down", self.on_unhandled)
 
-    def _tell_down(self, down: Down) -> None:
+    def _tell_down(self, down: Down) -> bool:
+        """Tell who watches; whether it was the first to."""
         with _lives:
             if self._down is not None:
-                return
+                return False
             self._down = down if self._remembers else Down(id=down.id, reason=down.reason)
             watchers, self._watchers = self._watchers or (), None
-        for told, _ in watchers:
-            told(down)
+        call_each([partial(told, down) for told, _ in watchers])
+        return True
 
 
 class LoopActor(Actor):
@@ -623,7 +723,7 @@ class LoopActor(Actor):
 
     def _start_actor_loop(self) -> None:
         if not self._loop.call(self._begin):
-            self._die(ActorDown(f"{self}: its loop has ended"))
+            self._die(ActorDown(f"{self._title}: its loop has ended"))
 
     def _begin(self) -> None:
         self._come_up()
@@ -643,11 +743,12 @@ class LoopActor(Actor):
         elif not inbox.empty():
             inbox.again()
 
-    def _tell_down(self, down: Down) -> None:
+    def _tell_down(self, down: Down) -> bool:
+        is_first = super()._tell_down(down)
         told, self._on_down = self._on_down, None
-        if told is not None:
-            told(down.error)
-        super()._tell_down(down)
+        if is_first and told is not None:
+            call_each([partial(told, down.error)])
+        return is_first
 
 
 class ThreadActor(Actor, pykka.ThreadingActor):
@@ -676,12 +777,12 @@ class ThreadActor(Actor, pykka.ThreadingActor):
         inbox = cast("ThreadInbox", self.actor_inbox)
         self._come_up()
         while not self.actor_stopped.is_set():
-            self._handle(inbox.get())
+            try:
+                envelope = inbox.get()
+            except IndexError:  # it was given up
+                break
+            self._handle(envelope)
         self._refuse_rest()
-
-    def _refuse_rest(self) -> None:
-        cast("ThreadInbox", self.actor_inbox).close()
-        super()._refuse_rest()
 
 
 def shut_down(actor: Actor) -> None:
@@ -697,6 +798,7 @@ def _settle(actor: Actor) -> Home:
             f"a {type(actor).__name__} needs a loop: start it under a supervisor, rt.supervise(ChildSpec(…)), or give it loop="
         )
     actor.env, actor._name = at.env, at.id  # pyright: ignore[reportPrivateUsage]
+    at.born.append(actor)
     return at
 
 
@@ -708,13 +810,43 @@ def _refuse_all(inbox: Inbox | ThreadInbox, why: str, unhandled: Callable[[Any],
             envelope = take()
         except IndexError:
             return
-        is_stop = isinstance(envelope.message, _ActorStop)
         if envelope.reply_to is not None:
-            answer = cast("Answer[Any]", envelope.reply_to)
-            if is_stop:
-                with suppress(queue.Full):
-                    answer.set(None)
-            else:
-                answer.refuse(f"{why} before it handled the message")
-        elif unhandled is not None and not is_stop:
-            unhandled(envelope.message)
+            _refuse(envelope, why)
+        elif unhandled is not None and not isinstance(envelope.message, _ActorStop):
+            call_each([partial(unhandled, envelope.message)])
+
+
+def _refuse(envelope: Envelope[Any], why: str = "the actor went down") -> None:
+    """Refuse one. A stop has what it wanted.
+
+    Raises:
+        AgentDown: It was told: whoever tells it is told.
+    """
+    answer = cast("Answer[Any] | None", envelope.reply_to)
+    if isinstance(envelope.message, _ActorStop):
+        if answer is not None:
+            with suppress(queue.Full):
+                answer.set(None)
+    elif answer is not None:
+        answer.refuse(f"{why} before it handled the message")
+    else:
+        raise ActorDown(why)
+
+
+def call_each(calls: Iterable[Callable[[], object]]) -> None:
+    """Call each, also if one raises: nobody who is told of an end, or hands something back, prevents what else it must come to."""
+    for call in calls:
+        try:
+            call()
+        except BaseException as error:
+            get_logger().error("an actor's hook or a watcher raised", exc_info=error)
+
+
+def _forked() -> None:
+    """In the child of a fork, where a thread that held the lock is not."""
+    global _forks, _lives
+    _forks += 1
+    _lives = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_forked)

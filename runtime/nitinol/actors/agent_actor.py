@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, Literal, cast
 
 from nitinol import events as ev
-from nitinol.actors.actor import INBOX, Down, Inbox, LoopActor, Reason
+from nitinol.actors.actor import INBOX, Down, Inbox, LoopActor, Reason, call_each
 from nitinol.actors.agent_supervisor import Crashed as AgentCrashed
 from nitinol.actors.bus import EventBus
 from nitinol.actors.gateway import ModelGateway
@@ -82,6 +82,8 @@ Events = Sequence[ev.Event]
 FIRST = Opened()
 STORE_RETRY = 1.0
 """Seconds between attempts to read a store that failed."""
+BY_RUNTIME = "the runtime stopped"
+"""Why an agent is stopped with all others."""
 TRIES = 2
 """Incarnations that may die over one request; then it is refused."""
 
@@ -330,8 +332,9 @@ class Cell:
         # The error itself is not kept: the frames of its traceback would stay with it.
         self.last = why
         watchers, self.watchers = self.watchers, None
-        for told in watchers or ():
-            told(Down(id=self.key, reason=reason, error=error, text=why))
+        if watchers:
+            down = Down(id=self.key, reason=reason, error=error, text=why)
+            call_each([partial(told, down) for told in watchers])
 
     def _open_later(self, how: Opened) -> None:
         if self.reopening is None:
@@ -499,13 +502,13 @@ class Cell:
 
         self._write(Park(restarts=restarts, reason=reason), then)
 
-    def stopped(self) -> None:
+    def stopped(self, reason: Reason = "shutdown") -> None:
         """The agent was stopped on purpose, and its last hook has run."""
         self.life = "stopped"
         if self.actor is not None:
             self.actor.halt()
         self.backlog = None
-        self._tell_down("shutdown", "shutdown")
+        self._tell_down(reason, reason)
         gone = AgentStopped(f"agent {self.key!r} was stopped; rt.start(agent, key={self.key!r}) starts it again")
         self.refuse(gone)
         self._wake_waiters()
@@ -885,7 +888,7 @@ class AgentActor(LoopActor):
             await self.services.hooks.run("agent_stop", self.cell.definition, self.cell.committed, reason)
         except HookFailed as error:
             get_logger().warning("agent_stop failed", key=self.cell.key, error=str(error))
-        self.cell.stopped()
+        self.cell.stopped("shutdown" if reason == BY_RUNTIME else "normal")
 
 
 def _reach(env: Env, when: Literal["before", "after"], events: Events) -> None:

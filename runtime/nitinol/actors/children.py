@@ -114,7 +114,8 @@ class ActorChild(Child):
 
     def _start(self, by: Supervisor, number: int) -> None:
         """On a thread of its own: it is a user's code."""
-        token = home.set(Home(self.id, self._place.env, self._place.user))
+        at = Home(self.id, self._place.env, self._place.user)
+        token = home.set(at)
         try:
             actor = self._actor_of(self.spec.start())
         except BaseException as error:

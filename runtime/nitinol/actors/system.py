@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar, cast
 from nitinol import events as ev
 from nitinol import provider as providers
 from nitinol.actors.actor import Down
-from nitinol.actors.agent_actor import Cell, Life, Request, Services
+from nitinol.actors.agent_actor import BY_RUNTIME, Cell, Life, Request, Services
 from nitinol.actors.agent_supervisor import AgentSupervisor, Gone
 from nitinol.actors.bus import EventBus
 from nitinol.actors.child_spec import SupervisorSpec
@@ -430,7 +430,7 @@ class System:
                 all_stopped.set()
 
         for number, cell in enumerate(cells, 1):
-            cell.accept(Request(Stop(reason="the runtime stopped"), answer))
+            cell.accept(Request(Stop(reason=BY_RUNTIME), answer))
             if not number % AT_ONCE:
                 await asyncio.sleep(0)
         if cells:
