@@ -19,7 +19,7 @@ from nitinol.prices import Prices
 from nitinol.provider import Delta, ModelInfo, ModelRequest, ModelResponse, Provider
 from nitinol.result import RunResult, ToolCallRecord
 from nitinol.retry import Retry
-from nitinol.runtime import AgentRef, AgentStatus, Runtime
+from nitinol.runtime import AgentRef, AgentStatus, Runtime, TreeNode
 from nitinol.tool_spec import Approval, Tool, ToolContext, ToolResult, tool
 from nitinol.usage import Usage
 
@@ -63,6 +63,7 @@ __all__ = [
     "ToolContext",
     "ToolError",
     "ToolResult",
+    "TreeNode",
     "Usage",
     "arun",
     "errors",

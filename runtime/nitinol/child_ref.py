@@ -13,7 +13,7 @@ import pykka
 from nitinol.actors.actor import ActorDown, ActorRef, Answer, Down
 from nitinol.actors.child_spec import ChildSpec, Spec, SupervisorSpec
 from nitinol.actors.children import ActorChild, SupervisorChild, child_of
-from nitinol.actors.supervisor import SETTLED, Add, Child, State, StopChild, Wake
+from nitinol.actors.supervisor import Add, Child, Settle, State, StopChild, Wake
 from nitinol.env import resolve
 from nitinol.errors import ConfigurationError, NotFound
 
@@ -91,16 +91,7 @@ class SupervisedRef:
 
     def _settled(self) -> Future[None]:
         settled: Future[None] = Future()
-        told = partial(resolve, settled, None)
-
-        def look() -> None:
-            if self._child.now in SETTLED or self._parent.rests:
-                told()
-            else:
-                self._child.settling += (told,)
-
-        if not self._parent.place.loop.call(look):
-            told()
+        self._parent.post(Settle(self._child, partial(resolve, settled, None)))
         return settled
 
     def _check_up(self) -> None:
@@ -113,7 +104,8 @@ class SupervisedRef:
     def _word(self) -> str:
         reason = f": {self._child.reason}" if self._child.reason and self.state in ("backoff", "parked") else ""
         way_out = "; ref.resume() starts it again" if self.state in ("parked", "stopped", "ended") else ""
-        return f"{self.state}{reason}{way_out}"
+        above = f"; its supervisor {self._parent.id!r} is {self._parent.state}" if self._parent.rests else ""
+        return f"{self.state}{reason}{above}{way_out}"
 
 
 class ChildRef(SupervisedRef):

@@ -110,6 +110,21 @@ class TreeNode:
     inbox_depth: int = 0
     """Messages, and requests of users, that wait for it."""
 
+    def __str__(self) -> str:
+        return "\n".join(self._lines(""))
+
+    def _lines(self, indent: str) -> Iterator[str]:
+        told = [self.state]
+        if self.restarts:
+            told.append(f"{self.restarts} restart{'s' * (self.restarts != 1)}")
+        if self.last_reason:
+            told.append(f"the last: {self.last_reason!r}")
+        if self.inbox_depth:
+            told.append(f"{self.inbox_depth} waiting")
+        yield f"{indent}{self.id}: {', '.join(told)}"
+        for child in self.children:
+            yield from child._lines(indent + "  ")
+
 
 class AgentRef(Generic[OutT]):
     """A live agent, by its key. Cheap to make; valid across crashes and restarts. From any thread."""

@@ -212,7 +212,7 @@ class Cell:
 
         def watch() -> None:
             if self.life == "stopped":
-                told(Down(id=self.key, reason="shutdown"))
+                told(Down(id=self.key, reason="normal" if self.last == "normal" else "shutdown"))
             elif self.life in ("backoff", "parked"):
                 told(Down(id=self.key, reason="crash", text=self.last or self.committed.parked_because or ""))
             else:

@@ -125,6 +125,10 @@ def check_actor_class(id: str, actor_class: type[Any]) -> None:
             " ask leaves it alive, one in on_start is told to no one, and SystemExit stops every actor of the process; derive"
             " it from nitinol.ThreadActor"
         )
+    if inspect.iscoroutinefunction(actor_class.on_receive):
+        raise ConfigurationError(
+            f"child {id!r}: {actor_class.__name__}.on_receive is a coroutine function; an actor handles one message after the other, by a plain function"
+        )
 
 
 def _check(spec: Spec) -> None:

@@ -18,6 +18,7 @@ from nitinol.actors.supervisor import (
     Child,
     ChildDown,
     End,
+    Settle,
     State,
     StopChild,
     Supervisor,
@@ -108,6 +109,9 @@ class ActorChild(Child):
         actor.watch(lambda _: loop.call(gone))
         shut_down(actor)
         loop.call_later(self.shutdown, actor.abandon)
+
+    def crashed(self, down: Down) -> None:
+        get_logger().warning("an actor crashed", child=self.id, error=down.why, exc_info=down.error)
 
     def park(self, reason: str) -> None:
         get_logger().error("an actor was parked", child=self.id, reason=reason)
@@ -256,6 +260,8 @@ class SupervisorChild(Child):
             case Add(child) if child.started is not None:
                 told, child.started = child.started, None
                 told(StartFailed(f"child {child.id!r} did not start: its supervisor {self.id!r} is {self.state}"))
+            case Settle(_, told):
+                told()
             case StopChild(child, told):
                 if child.restart == "temporary" and child in self.children:
                     self.children.remove(child)
@@ -269,6 +275,6 @@ class SupervisorChild(Child):
 
     def _down(self, by: Supervisor, number: int, down: Down) -> None:
         """Its children do not outlive it."""
-        if down.reason == "crash":
+        if down.reason == "crash" and not isinstance(down.error, StartFailed):  # of that its caller is told
             get_logger().error("a supervisor failed", supervisor=self.id, error=down.why, exc_info=down.error)
         release(self.children, lambda: by.post(ChildDown(self, number, down)))

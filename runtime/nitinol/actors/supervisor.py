@@ -28,6 +28,8 @@ State = Literal["down", "starting", "up", "stopping", "backoff", "parked", "ende
 """`down`: to be started; `ended`: by itself, and not restarted; `stopped`: from outside."""
 
 LIVE: tuple[State, ...] = ("starting", "up", "stopping")
+TURN = 0.1
+"""Seconds that a child which takes all the time there is leaves to each that is stopped after it."""
 SETTLED: tuple[State, ...] = ("up", "parked", "ended", "stopped")
 """Nothing changes by itself."""
 
@@ -97,6 +99,9 @@ class Child:
         """Its supervisor is dead: stop, and call `gone` on the supervisors' loop when it is down."""
         raise NotImplementedError
 
+    def crashed(self, down: Down) -> None:
+        """An incarnation crashed, or did not come up."""
+
     def park(self, reason: str) -> None:
         """No more incarnations until somebody resumes it."""
 
@@ -149,6 +154,14 @@ class Wake:
 
     child: Any
     by_hand: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """Tell somebody once the child is up, or at rest."""
+
+    child: Child
+    told: Callable[[], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +218,7 @@ class Supervisor(LoopActor):
         shutdown: float = 30.0,
         strict: bool = True,
         ready: Callable[[], object] | None = None,
-        hand_on: Callable[[Add | StopChild | Wake], object] | None = None,
+        hand_on: Callable[[Add | StopChild | Wake | Settle], object] | None = None,
     ) -> None:
         super().__init__(loop)
         self.env = env
@@ -249,6 +262,11 @@ class Supervisor(LoopActor):
                 self._stop_one(child, told)
             case Wake(child, by_hand):
                 self._wake(child, by_hand)
+            case Settle(child, told):
+                if child.now in SETTLED:
+                    told()
+                else:
+                    child.settling += (told,)
             case _Due(None, _):
                 self._timer = None
                 self._advance()
@@ -270,7 +288,7 @@ class Supervisor(LoopActor):
             self._handle(Envelope(message))
 
     def on_unhandled(self, message: Any) -> None:
-        if self._hand_on is not None and isinstance(message, (Add, StopChild, Wake)):
+        if self._hand_on is not None and isinstance(message, (Add, StopChild, Wake, Settle)):
             self._hand_on(message)
 
     # -- one child
@@ -301,7 +319,9 @@ class Supervisor(LoopActor):
         child.state = "stopping"
         seconds = child.shutdown
         if self._ending is not None:
-            seconds = max(min(seconds, self._until - self.env.monotonic()), 0.0)
+            left = max(self._until - self.env.monotonic(), 0.0)
+            others = 0 if self._strategy == "dynamic" else sum(other.state in LIVE for other in self.children) - 1
+            seconds = min(seconds, left - min(left / 2, others * TURN))
         self._expire_in(child, seconds)
         child.end(self, seconds)
 
@@ -318,6 +338,8 @@ class Supervisor(LoopActor):
     def _went_down(self, child: Child, down: Down) -> None:
         _cancel(child)
         was, child.last, child.reason = child.state, down, down.why
+        if down.error is not None and child.started is None:  # else whoever wanted it is told
+            child.crashed(down)
         if was == "stopping":
             self._has_stopped(child)
         elif was == "starting" and child.started is not None:
