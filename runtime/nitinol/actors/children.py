@@ -104,18 +104,17 @@ class ActorChild(Child):
             home.reset(token)
         self._place.loop.call(self._started, by, number, actor)
 
-    def _actor_of(self, ref: object) -> Actor:
-        if not isinstance(ref, pykka.ActorRef):
+    def _actor_of(self, ref: Any) -> Actor:
+        if not _is_ref(ref):
             raise ConfigurationError(
                 f"child {self.id!r}: start returned {ref!r}; it must return what Feed.start(…) returns, a reference"
             )
-        started: pykka.ActorRef[Any] = ref
         try:
-            check_actor_class(self.id, started.actor_class)
+            check_actor_class(self.id, ref.actor_class)
         except ConfigurationError:
-            started.stop(block=False)
+            ref.stop(block=False)
             raise
-        actor = started._actor_weakref()  # pyright: ignore[reportPrivateUsage] # references of Pykka's are weak
+        actor = ref._actor_weakref()  # references of Pykka's are weak
         if actor is None:
             raise StartFailed(f"child {self.id!r} was down before it was seen")
         return cast("Actor", actor)
@@ -126,6 +125,10 @@ class ActorChild(Child):
             return
         self.actor = actor
         actor.watch(lambda down: by.post(ChildDown(self, number, down)), lambda: by.post(Up(self, number)))
+
+
+def _is_ref(ref: object) -> bool:
+    return isinstance(ref, pykka.ActorRef)
 
 
 class SupervisorChild(Child):

@@ -13,6 +13,7 @@ from dataclasses import fields
 from typing import Any, ClassVar, NoReturn, cast
 
 from nitinol import events as ev
+from nitinol.actors.actor import Reason
 from nitinol.actors.agent_actor import Cell, Events, Life, Services
 from nitinol.actors.bus import PAGE
 from nitinol.actors.system import Outline, Part, System
@@ -95,7 +96,7 @@ class Mirror(Cell):
         """Refused."""
         return _refused(self._store.refusal(f"agent {self.key!r} cannot be resumed"))
 
-    def stopped(self) -> None:
+    def stopped(self, reason: Reason = "shutdown") -> None:
         """The runtime stops; the bus wakes who waits."""
         self._ended = True
 
