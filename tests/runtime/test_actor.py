@@ -224,7 +224,7 @@ def test_a_handler_may_take_an_answer_that_is_there(kind: Kind, loop: Loop) -> N
     answer, stopped = other.actor_ref.ask("x", block=False, timeout=SOON), other.actor_ref.stop(block=False)
     assert stopped.get() is True
     answer.when_set(lambda: None)
-    answers = [answer.map(lambda value: value), stopped]
+    answers = [answer.map(str), stopped]
 
     def take() -> list[Any]:
         taken: list[Any] = []
@@ -259,7 +259,13 @@ def test_a_tool_may_wait(rt: Runtime) -> None:
 
 def test_who_is_given_up_is_down_at_once(kind: Kind, loop: Loop) -> None:
     """Though its handler hangs: who watches is told `killed`, who asked is refused, what was told is handed back."""
-    actor, downs = started(kind, loop), Downs()
+    handed_back = threading.Event()
+
+    class HandsBack:
+        def on_unhandled(self, message: Any) -> None:
+            handed_back.set()
+
+    actor, downs = started(kind, loop, HandsBack), Downs()
     actor.watch(downs)
     go, busy = threading.Event(), threading.Event()
 
@@ -271,8 +277,6 @@ def test_who_is_given_up_is_down_at_once(kind: Kind, loop: Loop) -> None:
     hangs = actor.actor_ref.ask(hang, block=False, timeout=SOON)
     assert busy.wait(SOON)
     waits = actor.actor_ref.ask("x", block=False, timeout=SOON)
-    handed_back = threading.Event()
-    actor.on_unhandled = lambda message: handed_back.set()
     actor.actor_ref.tell("x")
     actor.abandon()
     assert (downs.wait().reason, downs.wait().error) == ("killed", None)

@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from tests.logs_of import SOON
@@ -56,7 +56,7 @@ class Threaded(Doer, ThreadActor):
 def spec(kind: Kind, id: str = "child", **options: Any) -> ChildSpec:
     """A child of either kind that is not restarted."""
     start = Looped.start if kind == "loop" else Threaded.start
-    return ChildSpec(id, start, **{"restart": "transient", "intensity": 0, **options})
+    return ChildSpec(id, start, **cast("Any", {"restart": "transient", "intensity": 0, **options}))
 
 
 # ---- actors
@@ -191,7 +191,7 @@ def test_a_down_overtakes_what_users_have_sent(rt: Runtime, kind: Kind) -> None:
             return len(seen)
 
     base = Looped if kind == "loop" else Threaded
-    noting = type("Noting", (Notes, base), {})
+    noting: Any = type("Noting", (Notes, base), {})
     other = rt.supervise(ChildSpec("other", noting.start))
     child = rt.supervise(spec("thread"))
     go = hold(other.actor_ref._actor_weakref())  # pyright: ignore[reportPrivateUsage]
