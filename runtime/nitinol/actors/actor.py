@@ -543,10 +543,10 @@ class Actor(pykka.Actor):
             down, is_up = self._down, self._is_up
             if down is None:
                 self._watchers = [*(self._watchers or ()), (told, None if is_up else up)]
+        if is_up and up is not None:  # also if it is down by now: it did start
+            call_each([up])
         if down is not None:
             call_each([partial(told, down)])
-        elif is_up and up is not None:
-            call_each([up])
 
     def abandon(self) -> None:
         """Give it up: it is down now for everyone, although a handler of its may still run. From any thread."""
