@@ -907,6 +907,30 @@ def test_a_runtime_stops_in_time_with_an_actor_that_hangs(actor_class: Any, shut
     join_all("nitinol-feed")
 
 
+def test_a_start_that_outlives_the_runtime() -> None:
+    """Who waits for it is told; what it has started after all is stopped."""
+    entered, release, stopped = threading.Event(), threading.Event(), threading.Event()
+
+    class Slow(Threaded):
+        def on_stop(self) -> None:
+            stopped.set()
+
+    def start() -> Any:
+        entered.set()
+        release.wait(SOON)
+        return Slow.start()
+
+    with Runtime(drain=0.0) as rt, ThreadPoolExecutor(1) as pool:
+        waits = pool.submit(rt.supervise, ChildSpec("slow", start))
+        assert entered.wait(SOON)
+        rt.stop()
+        with pytest.raises(StartFailed, match="'slow' did not start: it was stopped before it was up"):
+            waits.result(SOON)
+    release.set()
+    assert stopped.wait(SOON)
+    join_all("slow")
+
+
 def test_references_answer_after_the_end(rt: Runtime) -> None:
     """Nobody waits for a runtime that is gone."""
     feeds = rt.supervise(SupervisorSpec("feeds", [spec("a")]))
