@@ -439,23 +439,23 @@ def test_a_first_start_that_fails(rt: Runtime, start: Any, error: type[Exception
     assert rt.supervise(spec("bad")).state == "up"
 
 
-@pytest.mark.parametrize("where", ["start", "on_start"])
-def test_a_first_start_that_hangs(rt: Runtime, where: str) -> None:
+@pytest.mark.parametrize(
+    ("where", "actor_class"), [("start", Threaded), ("on_start", Threaded), ("start", Looped), ("on_start", Looped)]
+)
+def test_a_first_start_that_hangs(rt: Runtime, where: str, actor_class: Any) -> None:
     """It has failed after `start_timeout`. When it comes back after all, nobody wants it: its actor is stopped."""
     release, stopped = threading.Event(), threading.Event()
 
-    class Slow(Threaded):
-        def on_start(self) -> None:
-            if where == "on_start":
-                release.wait(SOON)
+    def on_start(_: object) -> None:
+        if where == "on_start":
+            release.wait(SOON)
 
-        def on_stop(self) -> None:
-            stopped.set()
+    slow: Any = type("Slow", (actor_class,), {"on_start": on_start, "on_stop": does(lambda _: stopped.set())})
 
     def start() -> Any:
         if where == "start":
             release.wait(SOON)
-        return Slow.start()
+        return slow.start()
 
     began = time.monotonic()
     with pytest.raises(StartFailed, match="'slow' was not up in time"):

@@ -99,6 +99,8 @@ class Scripted(Child):
         self.lives: int | None = None
         """The incarnation that lives, or comes up."""
         self.by: Supervisor | None = None
+        self.gone: Callable[[], object] | None = None
+        """Of a release that hangs."""
         self.rests = False
         """Whether it was told that no incarnation comes by itself."""
 
@@ -129,8 +131,11 @@ class Scripted(Child):
         self.log.append(f"kill {self.id}")
 
     def release(self, gone: Callable[[], object]) -> None:
-        self.lives = None
         self.log.append(f"release {self.id}")
+        if self.ends and self.ends.pop(0) == "hang":
+            self.gone = gone
+            return
+        self.lives = None
         gone()
 
     def park(self, reason: str) -> None:
@@ -1066,6 +1071,21 @@ def test_a_supervisors_start_has_the_time_of_all_its_children() -> None:
     tree = Tree()
     assert tree.inner.start_seconds == 2 * START_TIMEOUT + 30.0 + LATE
     assert tree.outer.start_seconds == tree.inner.start_seconds + 30.0 + LATE
+
+
+def test_a_child_that_goes_down_late_changes_nothing() -> None:
+    """Its supervisor is dead, and the next one above has given all up meanwhile, and started them again."""
+    tree = Tree()
+    tree.y.ends = ["hang"]
+    tree.ask(tree.inner, "nonsense")
+    tree.ask(tree.outer, StopChild(tree.inner, Told()))
+    tree.loop.advance(30.0)
+    assert (tree.inner.state, tree.y.state) == ("stopped", "down")
+    tree.ask(tree.outer, Wake(tree.inner, by_hand=True))
+    assert tree.y.gone is not None
+    tree.y.gone()
+    tree.loop.run()
+    assert (tree.states, tree.y.number) == (["up"] * 4, 2)
 
 
 # -- 5,000 random steps

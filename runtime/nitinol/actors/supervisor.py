@@ -530,17 +530,18 @@ def release(children: Sequence[Child], gone: Callable[[], object]) -> None:
     live = [child for child in children if child.state in LIVE]
     left = len(live)
 
-    def one_is_gone(child: Child) -> None:
+    def one_is_gone(child: Child, number: int) -> None:
         nonlocal left
         left -= 1
-        lay_down(child)
+        if child.number == number and child.state in LIVE:  # else it was given up meanwhile, and may live again
+            lay_down(child)
         if not left:
             gone()
 
     for child in children:
         _cancel(child)
     for child in reversed(live):  # what they still say is for nobody: it goes to the dead one
-        child.release(partial(one_is_gone, child))
+        child.release(partial(one_is_gone, child, child.number))
     if not live:
         gone()
 
