@@ -26,51 +26,51 @@ START_TIMEOUT, SHUTDOWN = 10.0, 5.0
 INTENSITY, PERIOD = 5, 60.0
 
 TABLE = """
-| what happens to b                             | strategy                            | b's restart          | stopped | started | a b c                           |
-|-----------------------------------------------|-------------------------------------|----------------------|---------|---------|---------------------------------|
-| ends by itself                                | one_for_one, dynamic                | permanent            |         | b       | up up up                        |
-| ends by itself                                | one_for_all                         | permanent            | c a     | a b c   | up up up                        |
-| ends by itself                                | rest_for_one                        | permanent            | c       | b c     | up up up                        |
-| ends by itself                                | any                                 | transient            |         |         | up ended up                     |
-| ends by itself                                | any                                 | temporary            |         |         | up gone up                      |
-| crashes                                       | one_for_one, dynamic                | permanent, transient |         | b       | up up up                        |
-| crashes                                       | one_for_all                         | permanent, transient | c a     | a b c   | up up up                        |
-| crashes                                       | rest_for_one                        | permanent, transient | c       | b c     | up up up                        |
-| crashes                                       | any                                 | temporary            |         |         | up gone up                      |
-| is stopped from outside                       | any                                 | permanent, transient | b       |         | up stopped up                   |
-| is stopped from outside                       | any                                 | temporary            | b       |         | up gone up                      |
-| is stopped from outside and hangs             | any                                 | permanent, transient | b!      |         | up stopped up                   |
-| is stopped from outside and hangs             | any                                 | temporary            | b!      |         | up gone up                      |
-| fails at its first start                      | one_for_one, one_for_all, rest_for_one | any               | a       | a b     | down down down, supervisor fails |
-| fails at its first start                      | dynamic                             | any                  | c a     | a b c   | down down down, supervisor fails |
-| hangs at its first start                      | one_for_one, one_for_all, rest_for_one | any               | b! a    | a b     | down down down, supervisor fails |
-| hangs at its first start                      | dynamic                             | any                  | b! c a  | a b c   | down down down, supervisor fails |
-| is added, and fails at its first start        | any                                 | any                  |         | b       | up gone up                      |
-| is added, and hangs at its first start        | any                                 | any                  | b!      | b       | up gone up                      |
-| crashes, and its restart fails                | one_for_one, dynamic                | permanent, transient |         | b b     | up up up                        |
-| crashes, and its restart fails                | one_for_all                         | permanent, transient | c a a   | a b a b c | up up up                      |
-| crashes, and its restart fails                | rest_for_one                        | permanent, transient | c       | b b c   | up up up                        |
-| crashes, and its restart hangs                | one_for_one, dynamic                | permanent, transient | b!      | b b     | up up up                        |
-| crashes, and its restart hangs                | one_for_all                         | permanent, transient | c a b! a | a b a b c | up up up                     |
-| crashes, and its restart hangs                | rest_for_one                        | permanent, transient | c b!    | b b c   | up up up                        |
-| a crashes                                     | one_for_one, dynamic                | any                  |         | a       | up up up                        |
-| a crashes                                     | one_for_all, rest_for_one           | permanent, transient | c b     | a b c   | up up up                        |
-| a crashes                                     | one_for_all, rest_for_one           | temporary            | c b     | a c     | up gone up                      |
-| a crashes, and b's stop hangs                 | one_for_all, rest_for_one           | permanent, transient | c b!    | a b c   | up up up                        |
-| a crashes, and b's stop hangs                 | one_for_all, rest_for_one           | temporary            | c b!    | a c     | up gone up                      |
-| c crashes                                     | one_for_one, dynamic, rest_for_one  | any                  |         | c       | up up up                        |
-| c crashes                                     | one_for_all                         | permanent, transient | b a     | a b c   | up up up                        |
-| c crashes                                     | one_for_all                         | temporary            | b a     | a c     | up gone up                      |
-| had ended by itself when a crashes            | one_for_all, rest_for_one           | transient            | c       | a b c   | up up up                        |
-| had ended by itself when a crashes            | one_for_one, dynamic                | transient            |         | a       | up ended up                     |
-| had been stopped when a crashes               | one_for_all, rest_for_one           | permanent, transient | c       | a c     | up stopped up                   |
-| had been stopped when a crashes               | one_for_one, dynamic                | permanent, transient |         | a       | up stopped up                   |
-| crashes once more than its intensity          | one_for_one, dynamic                | permanent, transient |         | b b b b b | up parked up                  |
-| the supervisor is stopped                     | any                                 | permanent, transient | c b a   |         | down down down                  |
-| the supervisor is stopped                     | any                                 | temporary            | c b a   |         | down gone down                  |
-| the supervisor is stopped, and b hangs        | one_for_one, one_for_all, rest_for_one | permanent, transient | c b! a |       | down down down                  |
-| the supervisor is stopped, and b hangs        | dynamic                             | permanent, transient | c b! a  |         | down down down                  |
-| the supervisor is stopped, and b hangs        | any                                 | temporary            | c b! a  |         | down gone down                  |
+| what happens to b                      | strategy                               | b's restart          | stopped  | started   | a b c                            |
+|----------------------------------------|----------------------------------------|----------------------|----------|-----------|----------------------------------|
+| ends by itself                         | one_for_one, dynamic                   | permanent            |          | b         | up up up                         |
+| ends by itself                         | one_for_all                            | permanent            | c a      | a b c     | up up up                         |
+| ends by itself                         | rest_for_one                           | permanent            | c        | b c       | up up up                         |
+| ends by itself                         | any                                    | transient            |          |           | up ended up                      |
+| ends by itself                         | any                                    | temporary            |          |           | up gone up                       |
+| crashes                                | one_for_one, dynamic                   | permanent, transient |          | b         | up up up                         |
+| crashes                                | one_for_all                            | permanent, transient | c a      | a b c     | up up up                         |
+| crashes                                | rest_for_one                           | permanent, transient | c        | b c       | up up up                         |
+| crashes                                | any                                    | temporary            |          |           | up gone up                       |
+| is stopped from outside                | any                                    | permanent, transient | b        |           | up stopped up                    |
+| is stopped from outside                | any                                    | temporary            | b        |           | up gone up                       |
+| is stopped from outside and hangs      | any                                    | permanent, transient | b!       |           | up stopped up                    |
+| is stopped from outside and hangs      | any                                    | temporary            | b!       |           | up gone up                       |
+| fails at its first start               | one_for_one, one_for_all, rest_for_one | any                  | a        | a b       | down down down, supervisor fails |
+| fails at its first start               | dynamic                                | any                  | c a      | a b c     | down down down, supervisor fails |
+| hangs at its first start               | one_for_one, one_for_all, rest_for_one | any                  | b! a     | a b       | down down down, supervisor fails |
+| hangs at its first start               | dynamic                                | any                  | b! c a   | a b c     | down down down, supervisor fails |
+| is added, and fails at its first start | any                                    | any                  |          | b         | up gone up                       |
+| is added, and hangs at its first start | any                                    | any                  | b!       | b         | up gone up                       |
+| crashes, and its restart fails         | one_for_one, dynamic                   | permanent, transient |          | b b       | up up up                         |
+| crashes, and its restart fails         | one_for_all                            | permanent, transient | c a a    | a b a b c | up up up                         |
+| crashes, and its restart fails         | rest_for_one                           | permanent, transient | c        | b b c     | up up up                         |
+| crashes, and its restart hangs         | one_for_one, dynamic                   | permanent, transient | b!       | b b       | up up up                         |
+| crashes, and its restart hangs         | one_for_all                            | permanent, transient | c a b! a | a b a b c | up up up                         |
+| crashes, and its restart hangs         | rest_for_one                           | permanent, transient | c b!     | b b c     | up up up                         |
+| a crashes                              | one_for_one, dynamic                   | any                  |          | a         | up up up                         |
+| a crashes                              | one_for_all, rest_for_one              | permanent, transient | c b      | a b c     | up up up                         |
+| a crashes                              | one_for_all, rest_for_one              | temporary            | c b      | a c       | up gone up                       |
+| a crashes, and b's stop hangs          | one_for_all, rest_for_one              | permanent, transient | c b!     | a b c     | up up up                         |
+| a crashes, and b's stop hangs          | one_for_all, rest_for_one              | temporary            | c b!     | a c       | up gone up                       |
+| c crashes                              | one_for_one, dynamic, rest_for_one     | any                  |          | c         | up up up                         |
+| c crashes                              | one_for_all                            | permanent, transient | b a      | a b c     | up up up                         |
+| c crashes                              | one_for_all                            | temporary            | b a      | a c       | up gone up                       |
+| had ended by itself when a crashes     | one_for_all, rest_for_one              | transient            | c        | a b c     | up up up                         |
+| had ended by itself when a crashes     | one_for_one, dynamic                   | transient            |          | a         | up ended up                      |
+| had been stopped when a crashes        | one_for_all, rest_for_one              | permanent, transient | c        | a c       | up stopped up                    |
+| had been stopped when a crashes        | one_for_one, dynamic                   | permanent, transient |          | a         | up stopped up                    |
+| crashes once more than its intensity   | one_for_one, dynamic                   | permanent, transient |          | b b b b b | up parked up                     |
+| the supervisor is stopped              | any                                    | permanent, transient | c b a    |           | down down down                   |
+| the supervisor is stopped              | any                                    | temporary            | c b a    |           | down gone down                   |
+| the supervisor is stopped, and b hangs | one_for_one, one_for_all, rest_for_one | permanent, transient | c b! a   |           | down down down                   |
+| the supervisor is stopped, and b hangs | dynamic                                | permanent, transient | c b! a   |           | down down down                   |
+| the supervisor is stopped, and b hangs | any                                    | temporary            | c b! a   |           | down gone down                   |
 """
 """`!`: was asked in vain, and given up. `gone`: not in the tree any more. a and c are permanent."""
 
