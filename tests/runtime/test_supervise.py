@@ -469,8 +469,8 @@ def test_a_first_start_that_hangs(rt: Runtime, where: str, actor_class: Any) -> 
 
 
 def test_a_start_that_hangs_at_a_restart_is_a_crash(rt: Runtime) -> None:
-    """The next one is adopted; the late one is stopped, although it carries the same name."""
-    late, stopped = threading.Event(), threading.Event()
+    """The late one is stopped, although it carries the same name and the next one is waited for; that one is adopted."""
+    late, third, release, stopped = (threading.Event() for _ in range(4))
     actors: list[Threaded] = []
     count = iter(range(10))
 
@@ -479,23 +479,25 @@ def test_a_start_that_hangs_at_a_restart_is_a_crash(rt: Runtime) -> None:
             actors.append(self)
 
         def on_stop(self) -> None:
-            if self is actors[-1]:
-                stopped.set()
+            stopped.set()
 
     def start() -> Any:
-        if next(count) == 1:
-            assert late.wait(SOON)
+        number = next(count)
+        if number == 1:
+            late.wait(SOON)
+        if number == 2:
+            third.set()
+            release.wait(SOON)
         return Slow.start()
 
-    ref = rt.supervise(ChildSpec("slow", start, start_timeout=SHORT))
+    ref = rt.supervise(ChildSpec("slow", start, start_timeout=1.0))
     ref.tell(RuntimeError("boom"))
-    come_back(rt, ref, 2)
-    assert len(actors) == 2
+    assert third.wait(SOON)
     late.set()
     assert stopped.wait(SOON)
-    assert len(actors) == 3
-    assert ref.ask(does(lambda self: self is actors[1]), timeout=SOON)
-    assert ref.restarts == 2
+    release.set()
+    come_back(rt, ref, 2)
+    assert ref.ask(does(lambda self: self is actors[2]), timeout=SOON)
 
 
 # -- what is refused when it is written
