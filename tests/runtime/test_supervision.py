@@ -950,6 +950,15 @@ def test_a_dead_supervisors_children_do_not_outlive_it() -> None:
     assert (tree.states, tree.x.number, tree.log[2:]) == (["up"] * 4, 2, ["start x", "start y"])
 
 
+def test_a_start_that_fails_under_a_restarted_supervisor_is_a_crash() -> None:
+    """Only at the first start of all does it fail the supervisor."""
+    tree = Tree()
+    tree.x.begins = ["fail"]
+    tree.ask(tree.inner, "nonsense")
+    tree.loop.advance(2.0)
+    assert (tree.states, tree.inner.number, tree.x.number) == (["up"] * 4, 2, 3)
+
+
 def test_a_stop_holds_though_the_supervisor_dies_over_it() -> None:
     """Who wanted it is told, and it does not come back with the others; of a supervisor, nobody waits for it."""
     tree = Tree()
