@@ -847,12 +847,13 @@ def test_what_a_handler_may_do(rt: Runtime) -> None:
 def test_a_loop_actors_handler_waits_for_nothing(rt: Runtime) -> None:
     """Neither for a commit: the loop is everybody's. What is refused has not been done."""
     feed, ref = rt.supervise(spec("feed", Looped, intensity=100)), rt.start(answering())
-    for wait in (lambda: ref.send("hi"), lambda: rt.supervise(spec("sibling")), feed.stop):
+    other = rt.supervise(spec("other"))
+    for wait in (lambda: ref.send("hi"), lambda: rt.supervise(spec("sibling")), other.stop):
         with pytest.raises(WouldDeadlock, match="would block a loop of the runtime"):
             feed.ask(calls(wait), timeout=SOON)
         feed.resume()
         wait_until(rt, lambda: feed.state == "up")
-    assert [each.id for each in node(rt, "users").children] == ["feed"]
+    assert [(each.id, each.state) for each in node(rt, "users").children] == [("feed", "running"), ("other", "running")]
 
 
 def test_a_tool_may_wait(rt: Runtime) -> None:
