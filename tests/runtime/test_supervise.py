@@ -380,6 +380,20 @@ def test_an_actor_that_does_not_stop_is_given_up(rt: Runtime, actor_class: Any) 
     join_all("nitinol-feed")
 
 
+def test_an_actor_that_is_given_up_with_nothing_to_do(rt: Runtime) -> None:
+    """As at a deadline of nothing: its thread ends, and it lets go of what it holds. For its supervisor it was killed."""
+    ref = rt.supervise(spec("feed", restart="temporary"))
+    stopped = threading.Event()
+    actor = ref.ask(does(lambda self: self), timeout=SOON)
+    ref.ask(keep("on_stopped", stopped.set), timeout=SOON)
+    told = ref.watch()
+    actor.abandon()
+    assert told.result(SOON).reason == "killed"
+    assert stopped.wait(SOON)
+    join_all("nitinol-feed")
+    wait_until(rt, lambda: ref.state == "ended")
+
+
 @both
 def test_an_inbox_is_bounded(rt: Runtime, actor_class: Any) -> None:
     """The tree tells how many wait; one more than may is refused, and the error names the child."""
