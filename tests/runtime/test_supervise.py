@@ -482,6 +482,20 @@ def test_a_first_start_that_hangs(rt: Runtime, where: str, actor_class: Any) -> 
     join_all("slow")
 
 
+def test_an_actor_that_was_given_up_before_its_turn_does_not_come_up(rt: Runtime) -> None:
+    """The user loop is held by another actor, longer than the start may take."""
+    hold, came_up = Hold(), threading.Event()
+    holder = rt.supervise(spec("holder", Looped))
+    late: Any = type("Late", (Looped,), {"on_start": does(lambda _: came_up.set())})
+    holder.tell(hold)
+    assert hold.entered.wait(SOON)
+    with pytest.raises(StartFailed, match="'late' was not up in time"):
+        rt.supervise(ChildSpec("late", late.start, start_timeout=SHORT))
+    hold.release.set()
+    assert holder.ask("are you there?", timeout=SOON) == ("got", "are you there?")
+    assert not came_up.is_set()
+
+
 def test_a_start_that_hangs_at_a_restart_is_a_crash(rt: Runtime) -> None:
     """The late one is stopped, although it carries the same name and the next one is waited for; that one is adopted."""
     late, third, release, stopped = (threading.Event() for _ in range(4))
