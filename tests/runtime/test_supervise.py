@@ -815,6 +815,18 @@ def test_the_sixth_failure_within_a_minute_takes_the_runtime_down() -> None:
         assert again.start(agent).ask("hi", timeout=SOON).text == "yes"
 
 
+def test_a_root_that_crashes_leaves_no_actor_behind() -> None:
+    """As a root should not: the runtime is down, and what it supervised is stopped."""
+    with Runtime(drain=0.0, shutdown=SOON) as rt:
+        feeds = rt.supervise(SupervisorSpec("feeds", [spec("feed")]))
+        told = feeds.child("feed").watch()
+        rt._system.root.post("nonsense")  # pyright: ignore[reportPrivateUsage]
+        assert told.result(SOON).reason == "shutdown"
+        join_all("nitinol-feed")
+        with pytest.raises(RuntimeDown, match="does not know 'nonsense'"):
+            rt.supervise(spec("more"))
+
+
 def _wake(rt: Runtime) -> Any:
     from nitinol.actors.supervisor import Wake
 
