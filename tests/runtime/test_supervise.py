@@ -518,7 +518,7 @@ def test_a_start_that_hangs_at_a_restart_is_a_crash(rt: Runtime) -> None:
             release.wait(SOON)
         return Slow.start()
 
-    ref = rt.supervise(ChildSpec("slow", start, start_timeout=1.0))
+    ref = rt.supervise(ChildSpec("slow", start, start_timeout=2.0))
     ref.tell(RuntimeError("boom"))
     assert third.wait(SOON)
     late.set()
