@@ -380,6 +380,20 @@ def test_an_actor_that_does_not_stop_is_given_up(rt: Runtime, actor_class: Any) 
     join_all("nitinol-feed")
 
 
+def test_an_actor_that_is_given_up_with_nothing_to_do(rt: Runtime) -> None:
+    """As at a deadline of nothing: its thread ends, and it lets go of what it holds. For its supervisor it was killed."""
+    ref = rt.supervise(spec("feed", restart="temporary"))
+    stopped = threading.Event()
+    actor = ref.ask(does(lambda self: self), timeout=SOON)
+    ref.ask(keep("on_stopped", stopped.set), timeout=SOON)
+    told = ref.watch()
+    actor.abandon()
+    assert told.result(SOON).reason == "killed"
+    assert stopped.wait(SOON)
+    join_all("nitinol-feed")
+    wait_until(rt, lambda: ref.state == "ended")
+
+
 @both
 def test_an_inbox_is_bounded(rt: Runtime, actor_class: Any) -> None:
     """The tree tells how many wait; one more than may is refused, and the error names the child."""
@@ -439,23 +453,23 @@ def test_a_first_start_that_fails(rt: Runtime, start: Any, error: type[Exception
     assert rt.supervise(spec("bad")).state == "up"
 
 
-@pytest.mark.parametrize("where", ["start", "on_start"])
-def test_a_first_start_that_hangs(rt: Runtime, where: str) -> None:
+@pytest.mark.parametrize(
+    ("where", "actor_class"), [("start", Threaded), ("on_start", Threaded), ("start", Looped), ("on_start", Looped)]
+)
+def test_a_first_start_that_hangs(rt: Runtime, where: str, actor_class: Any) -> None:
     """It has failed after `start_timeout`. When it comes back after all, nobody wants it: its actor is stopped."""
     release, stopped = threading.Event(), threading.Event()
 
-    class Slow(Threaded):
-        def on_start(self) -> None:
-            if where == "on_start":
-                release.wait(SOON)
+    def on_start(_: object) -> None:
+        if where == "on_start":
+            release.wait(SOON)
 
-        def on_stop(self) -> None:
-            stopped.set()
+    slow: Any = type("Slow", (actor_class,), {"on_start": on_start, "on_stop": does(lambda _: stopped.set())})
 
     def start() -> Any:
         if where == "start":
             release.wait(SOON)
-        return Slow.start()
+        return slow.start()
 
     began = time.monotonic()
     with pytest.raises(StartFailed, match="'slow' was not up in time"):
@@ -468,9 +482,23 @@ def test_a_first_start_that_hangs(rt: Runtime, where: str) -> None:
     join_all("slow")
 
 
+def test_an_actor_that_was_given_up_before_its_turn_does_not_come_up(rt: Runtime) -> None:
+    """The user loop is held by another actor, longer than the start may take."""
+    hold, came_up = Hold(), threading.Event()
+    holder = rt.supervise(spec("holder", Looped))
+    late: Any = type("Late", (Looped,), {"on_start": does(lambda _: came_up.set())})
+    holder.tell(hold)
+    assert hold.entered.wait(SOON)
+    with pytest.raises(StartFailed, match="'late' was not up in time"):
+        rt.supervise(ChildSpec("late", late.start, start_timeout=SHORT))
+    hold.release.set()
+    assert holder.ask("are you there?", timeout=SOON) == ("got", "are you there?")
+    assert not came_up.is_set()
+
+
 def test_a_start_that_hangs_at_a_restart_is_a_crash(rt: Runtime) -> None:
-    """The next one is adopted; the late one is stopped, although it carries the same name."""
-    late, stopped = threading.Event(), threading.Event()
+    """The late one is stopped, although it carries the same name and the next one is waited for; that one is adopted."""
+    late, third, release, stopped = (threading.Event() for _ in range(4))
     actors: list[Threaded] = []
     count = iter(range(10))
 
@@ -479,23 +507,25 @@ def test_a_start_that_hangs_at_a_restart_is_a_crash(rt: Runtime) -> None:
             actors.append(self)
 
         def on_stop(self) -> None:
-            if self is actors[-1]:
-                stopped.set()
+            stopped.set()
 
     def start() -> Any:
-        if next(count) == 1:
-            assert late.wait(SOON)
+        number = next(count)
+        if number == 1:
+            late.wait(SOON)
+        if number == 2:
+            third.set()
+            release.wait(SOON)
         return Slow.start()
 
-    ref = rt.supervise(ChildSpec("slow", start, start_timeout=SHORT))
+    ref = rt.supervise(ChildSpec("slow", start, start_timeout=2.0))
     ref.tell(RuntimeError("boom"))
-    come_back(rt, ref, 2)
-    assert len(actors) == 2
+    assert third.wait(SOON)
     late.set()
     assert stopped.wait(SOON)
-    assert len(actors) == 3
-    assert ref.ask(does(lambda self: self is actors[1]), timeout=SOON)
-    assert ref.restarts == 2
+    release.set()
+    come_back(rt, ref, 2)
+    assert ref.ask(does(lambda self: self is actors[2]), timeout=SOON)
 
 
 # -- what is refused when it is written
@@ -785,6 +815,18 @@ def test_the_sixth_failure_within_a_minute_takes_the_runtime_down() -> None:
         assert again.start(agent).ask("hi", timeout=SOON).text == "yes"
 
 
+def test_a_root_that_crashes_leaves_no_actor_behind() -> None:
+    """As a root should not: the runtime is down, and what it supervised is stopped."""
+    with Runtime(drain=0.0, shutdown=SOON) as rt:
+        feeds = rt.supervise(SupervisorSpec("feeds", [spec("feed")]))
+        told = feeds.child("feed").watch()
+        rt._system.root.post("nonsense")  # pyright: ignore[reportPrivateUsage]
+        assert told.result(SOON).reason == "shutdown"
+        join_all("nitinol-feed")
+        with pytest.raises(RuntimeDown, match="does not know 'nonsense'"):
+            rt.supervise(spec("more"))
+
+
 def _wake(rt: Runtime) -> Any:
     from nitinol.actors.supervisor import Wake
 
@@ -845,12 +887,13 @@ def test_what_a_handler_may_do(rt: Runtime) -> None:
 def test_a_loop_actors_handler_waits_for_nothing(rt: Runtime) -> None:
     """Neither for a commit: the loop is everybody's. What is refused has not been done."""
     feed, ref = rt.supervise(spec("feed", Looped, intensity=100)), rt.start(answering())
-    for wait in (lambda: ref.send("hi"), lambda: rt.supervise(spec("sibling")), feed.stop):
+    other = rt.supervise(spec("other"))
+    for wait in (lambda: ref.send("hi"), lambda: rt.supervise(spec("sibling")), other.stop):
         with pytest.raises(WouldDeadlock, match="would block a loop of the runtime"):
             feed.ask(calls(wait), timeout=SOON)
         feed.resume()
         wait_until(rt, lambda: feed.state == "up")
-    assert [each.id for each in node(rt, "users").children] == ["feed"]
+    assert [(each.id, each.state) for each in node(rt, "users").children] == [("feed", "running"), ("other", "running")]
 
 
 def test_a_tool_may_wait(rt: Runtime) -> None:
@@ -886,14 +929,15 @@ def test_actors_stop_in_reverse_before_the_agents() -> None:
 
 
 @both
-def test_a_runtime_stops_in_time_with_an_actor_that_hangs(actor_class: Any) -> None:
-    """It is given up within the runtime's deadline; who asked it is refused. No other is lost for it."""
+@pytest.mark.parametrize("shutdown", [SHORT, 60.0])
+def test_a_runtime_stops_in_time_with_an_actor_that_hangs(actor_class: Any, shutdown: float) -> None:
+    """It is given up at its own deadline or the runtime's; who asked it is refused. In time, others stop in good order."""
     hold = Hold(60.0)
     stopped: list[str] = []
     with Runtime(drain=0.0, shutdown=2.0) as rt, ThreadPoolExecutor(1) as pool:
         first = rt.supervise(spec("first"))
         first.ask(keep("on_stopped", partial(stopped.append, "first")), timeout=SOON)
-        ref = rt.supervise(spec("feed", actor_class, shutdown=60.0))
+        ref = rt.supervise(spec("feed", actor_class, shutdown=shutdown))
         asked = pool.submit(ref.ask, hold, timeout=60.0)
         assert hold.entered.wait(SOON)
         began = time.monotonic()
@@ -901,9 +945,33 @@ def test_a_runtime_stops_in_time_with_an_actor_that_hangs(actor_class: Any) -> N
         assert time.monotonic() - began < 2.0 + 1.5
         with pytest.raises(AgentDown, match=r"'feed'.* was given up"):
             asked.result(SOON)
-        assert stopped == ["first"]
+        assert stopped == ["first"] or shutdown > SHORT
         hold.release.set()
     join_all("nitinol-feed")
+
+
+def test_a_start_that_outlives_the_runtime() -> None:
+    """Who waits for it is told; what it has started after all is stopped."""
+    entered, release, stopped = threading.Event(), threading.Event(), threading.Event()
+
+    class Slow(Threaded):
+        def on_stop(self) -> None:
+            stopped.set()
+
+    def start() -> Any:
+        entered.set()
+        release.wait(SOON)
+        return Slow.start()
+
+    with Runtime(drain=0.0) as rt, ThreadPoolExecutor(1) as pool:
+        waits = pool.submit(rt.supervise, ChildSpec("slow", start))
+        assert entered.wait(SOON)
+        rt.stop()
+        with pytest.raises(StartFailed, match="'slow' did not start: it was stopped before it was up"):
+            waits.result(SOON)
+    release.set()
+    assert stopped.wait(SOON)
+    join_all("slow")
 
 
 def test_references_answer_after_the_end(rt: Runtime) -> None:

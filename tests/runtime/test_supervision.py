@@ -56,6 +56,10 @@ class Scripted(Child):
         self.lives: int | None = None
         """The incarnation that lives, or comes up."""
         self.by: Supervisor | None = None
+        self.gone: Callable[[], object] | None = None
+        """Of a release that hangs."""
+        self.rests = False
+        """Whether it was told that no incarnation comes by itself."""
 
     @property
     def start_seconds(self) -> float:
@@ -63,7 +67,7 @@ class Scripted(Child):
 
     def begin(self, by: Supervisor) -> float | None:
         assert self.lives is None, f"two incarnations of {self.id} live"
-        self.lives, self.by = self.number, by
+        self.lives, self.by, self.rests = self.number, by, False
         self.log.append(f"start {self.id}")
         match self.begins.pop(0) if self.begins else "up":
             case "up":
@@ -84,12 +88,18 @@ class Scripted(Child):
         self.log.append(f"kill {self.id}")
 
     def release(self, gone: Callable[[], object]) -> None:
-        self.lives = None
         self.log.append(f"release {self.id}")
+        if self.ends and self.ends.pop(0) == "hang":
+            self.gone = gone
+            return
+        self.lives = None
         gone()
 
     def park(self, reason: str) -> None:
         self.log.append(f"park {self.id}")
+
+    def at_rest(self) -> None:
+        self.rests = True
 
     def come_up(self) -> None:
         """Tell the supervisor that it is up."""
@@ -283,6 +293,8 @@ def test_the_table(what: str, strategy: Strategy, restart: Restart, stopped: str
     assert bench.started == started
     expected, _, fails = states.partition(", ")
     assert bench.states == expected
+    resting = [id for id, state in zip("abc", expected.split(), strict=True) if state not in ("up", "down")]
+    assert [each.id for each in (bench.a, bench.b, bench.c) if each.rests] == resting
     if fails:
         assert [type(down.error) for down in bench.downs] == [StartFailed]
         assert bench.ready.heard == []
@@ -376,6 +388,16 @@ def test_another_crash_in_a_groups_start_widens_it() -> None:
     bench.loop.advance(1.0)
     assert bench.log[3:] == ["stop c", "stop b", "start a", "start b", "start c"]
     assert bench.states == "up up up"
+
+
+def test_another_crash_in_a_groups_stop_does_not_narrow_it() -> None:
+    """rest for one: a's group is going down when b crashes, which has not been asked yet; all come back."""
+    bench = Bench("rest_for_one").start()
+    bench.c.ends = ["hang"]
+    bench.crash(bench.a)
+    bench.crash(bench.b)
+    bench.loop.advance(PERIOD)
+    assert (bench.stopped, bench.started, bench.states) == ("c!", "a b c", "up up up")
 
 
 # -- how often
@@ -779,6 +801,17 @@ def test_a_stop_in_progress_is_bound_by_the_end() -> None:
     assert ([down.reason for down in bench.downs], told.heard) == (["shutdown"], [None])
 
 
+def test_a_second_end_gives_no_more_time() -> None:
+    """The earlier of two deadlines holds."""
+    bench = Bench().start()
+    for child in (bench.a, bench.b, bench.c):
+        child.ends = ["hang", "hang"]
+    bench.end(2.0)
+    bench.end(30.0)
+    bench.loop.advance(2.0)
+    assert [down.reason for down in bench.downs] == ["shutdown"]
+
+
 @pytest.mark.parametrize("strategy", get_args(Strategy))
 def test_an_end_in_a_recovery(strategy: Strategy) -> None:
     """Nobody is started any more, whether the supervisor waits for a delay, or a start."""
@@ -876,6 +909,35 @@ def test_a_dead_supervisors_children_do_not_outlive_it() -> None:
     assert tree.states == ["up", "backoff", "down", "down"]
     tree.loop.advance(1.0)
     assert (tree.states, tree.x.number, tree.log[2:]) == (["up"] * 4, 2, ["start x", "start y"])
+
+
+def test_a_start_that_fails_under_a_restarted_supervisor_is_a_crash() -> None:
+    """Only at the first start of all does it fail the supervisor."""
+    tree = Tree()
+    tree.x.begins = ["fail"]
+    tree.ask(tree.inner, "nonsense")
+    tree.loop.advance(2.0)
+    assert (tree.states, tree.inner.number, tree.x.number) == (["up"] * 4, 2, 3)
+
+
+def test_a_stop_holds_though_the_supervisor_dies_over_it() -> None:
+    """Who wanted it is told, and it does not come back with the others; of a supervisor, nobody waits for it."""
+    tree = Tree()
+    tree.y.ends = ["hang"]
+    stop_y, stop_inner, added = Told(), Told(), Told()
+    tree.ask(tree.inner, StopChild(tree.y, stop_y))
+    tree.ask(tree.inner, "nonsense")
+    tree.loop.advance(1.0)
+    assert (stop_y.heard, tree.states) == ([None], ["up", "up", "up", "stopped"])
+    tree.x.ends = ["hang"]
+    tree.ask(tree.outer, StopChild(tree.inner, stop_inner))
+    tree.ask(tree.outer, "nonsense")
+    tree.loop.advance(PERIOD)
+    assert (stop_inner.heard, tree.states) == ([None], ["up", "stopped", "down", "stopped"])
+    child = Scripted("z", tree.log)
+    child.started = added
+    tree.ask(tree.inner, Add(child))
+    assert isinstance(added.error, StartFailed)
 
 
 def test_a_temporary_child_has_no_second_life_under_a_new_supervisor() -> None:
@@ -979,6 +1041,21 @@ def test_a_supervisors_start_has_the_time_of_all_its_children() -> None:
     tree = Tree()
     assert tree.inner.start_seconds == 2 * START_TIMEOUT + 30.0 + LATE
     assert tree.outer.start_seconds == tree.inner.start_seconds + 30.0 + LATE
+
+
+def test_a_child_that_goes_down_late_changes_nothing() -> None:
+    """Its supervisor is dead, and the next one above has given all up meanwhile, and started them again."""
+    tree = Tree()
+    tree.y.ends = ["hang"]
+    tree.ask(tree.inner, "nonsense")
+    tree.ask(tree.outer, StopChild(tree.inner, Told()))
+    tree.loop.advance(30.0)
+    assert (tree.inner.state, tree.y.state) == ("stopped", "down")
+    tree.ask(tree.outer, Wake(tree.inner, by_hand=True))
+    assert tree.y.gone is not None
+    tree.y.gone()
+    tree.loop.run()
+    assert (tree.states, tree.y.number) == (["up"] * 4, 2)
 
 
 # -- 5,000 random steps

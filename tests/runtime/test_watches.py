@@ -6,7 +6,7 @@ import asyncio
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import pytest
@@ -273,9 +273,8 @@ def test_a_parked_agent_is_down(rt: Runtime) -> None:
     assert (down.reason, down.id) == ("crash", ref.key)
     assert down.why == "RuntimeError: crashed by nitinol.testing"
     ref.resume()
-    again: Future[Down] = ref.watch()
     assert ref.ask("go", timeout=SOON).text == "ok"
-    assert not again.done()
+    assert not ref.watch().done()
 
 
 def test_an_agent_that_is_stopped_is_down(rt: Runtime) -> None:

@@ -772,6 +772,7 @@ _EXPECTED = (
     "error_type='KeyboardInterrupt'",
     "event='an actor was given up'",
     "event='an actor was parked'",
+    "event='an actor crashed'",
     "event='a supervisor was parked'",
     "event='a supervisor failed'",
     "event='the root supervisor failed'",

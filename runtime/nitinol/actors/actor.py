@@ -779,7 +779,8 @@ class ThreadActor(Actor, pykka.ThreadingActor):
         while not self.actor_stopped.is_set():
             try:
                 envelope = inbox.get()
-            except IndexError:  # it was given up
+            except IndexError:  # it was given up with nothing to do, and lets go of what it holds
+                self._stop()
                 break
             self._handle(envelope)
         self._refuse_rest()

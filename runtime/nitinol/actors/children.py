@@ -127,7 +127,8 @@ class ActorChild(Child):
             return
         finally:
             home.reset(token)
-        self._place.loop.call(self._started, by, number, actor)
+        if not self._place.loop.call(self._started, by, number, actor):
+            shut_down(actor)  # the runtime is gone
 
     def _actor_of(self, ref: pykka.ActorRef[Any]) -> Actor:
         if inspect.iscoroutine(ref):

@@ -232,6 +232,10 @@ class Supervisor(LoopActor):
         self._phase: Literal["stopping", "starting"] | None = "starting"
         self._low = 0
         """The first child that is to be stopped."""
+        self._moving: set[Child] = set()
+        """Children that come up or go down."""
+        self._all_asked = False
+        """Whether all dynamic children were seen to in this phase, and are only waited for: there may be thousands."""
         self._due = 0.0
         """When the children of a phase may start."""
         self._timer: Timer | None = None
@@ -299,6 +303,7 @@ class Supervisor(LoopActor):
             child.patience.restart()
         child.state = "starting"
         child.number += 1
+        self._moving.add(child)
         seconds = child.begin(self)
         if seconds is None:
             self._came_up(child)
@@ -307,6 +312,7 @@ class Supervisor(LoopActor):
 
     def _came_up(self, child: Child) -> None:
         _cancel(child)
+        self._moving.discard(child)
         child.state = "up"
         child.patience.up(self.env.monotonic())
         told, child.started = child.started, None
@@ -316,6 +322,7 @@ class Supervisor(LoopActor):
 
     def _end(self, child: Child) -> None:
         _cancel(child)
+        self._moving.add(child)
         child.state = "stopping"
         seconds = child.shutdown
         if self._ending is not None:
@@ -337,6 +344,7 @@ class Supervisor(LoopActor):
 
     def _went_down(self, child: Child, down: Down) -> None:
         _cancel(child)
+        self._moving.discard(child)
         was, child.last, child.reason = child.state, down, down.why
         if down.error is not None and child.started is None:  # else whoever wanted it is told
             child.crashed(down)
@@ -471,7 +479,7 @@ class Supervisor(LoopActor):
 
     def _start(self, child: Child) -> None:
         """Start it now, or when its turn comes: in a group, nobody starts beside those before it."""
-        if self._phase is None and not self._is_group:
+        if self._all_asked or (self._phase is None and not self._is_group):
             self._begin_child(child)
             return
         self._phase = self._phase or "starting"
@@ -487,7 +495,7 @@ class Supervisor(LoopActor):
     def _end_all(self, ending: BaseException | Literal["end"], until: float) -> None:
         self._until = until if self._ending is None else min(self._until, until)
         self._ending = self._ending or ending
-        self._phase, self._low = "stopping", 0
+        self._phase, self._low, self._all_asked = "stopping", 0, False
         for child in list(self.children):
             if child.state == "backoff":
                 _cancel(child)
@@ -518,27 +526,33 @@ class Supervisor(LoopActor):
                     child.state = "down"
             self._phase = "starting"
         if self._phase == "starting" and self._start_next():
-            self._phase, self._due = None, 0.0
+            self._phase, self._due, self._all_asked = None, 0.0, False
             ready, self._ready = self._ready, None
             if ready is not None:
                 ready()
 
     def _stop_next(self) -> bool:
         """Stop the last child that lives, of dynamic ones all; whether none lives any more."""
+        if self._all_asked:
+            return not self._moving
         for child in reversed(self.children[self._low :]):
             if child.state in ("starting", "up"):
                 self._end(child)
             if child.state == "stopping" and self._strategy != "dynamic":
                 return False
+        self._all_asked = self._strategy == "dynamic"
         return not any(child.state == "stopping" for child in self.children[self._low :])
 
     def _start_next(self) -> bool:
         """Start the first child that should live and does not, of dynamic ones all; whether all do."""
+        if self._all_asked:
+            return not self._moving
         for child in list(self.children):
             if child.state == "down":
                 self._begin_child(child)
             if child.state == "starting" and self._strategy != "dynamic":
                 return False
+        self._all_asked = self._strategy == "dynamic"
         return not any(child.state == "starting" for child in self.children)
 
     def _finish(self) -> None:
@@ -564,17 +578,18 @@ def release(children: Sequence[Child], gone: Callable[[], object]) -> None:
     live = [child for child in children if child.state in LIVE]
     left = len(live)
 
-    def one_is_gone(child: Child) -> None:
+    def one_is_gone(child: Child, number: int) -> None:
         nonlocal left
         left -= 1
-        lay_down(child)
+        if child.number == number and child.state in LIVE:  # else it was given up meanwhile, and may live again
+            lay_down(child)
         if not left:
             gone()
 
     for child in children:
         _cancel(child)
     for child in reversed(live):  # what they still say is for nobody: it goes to the dead one
-        child.release(partial(one_is_gone, child))
+        child.release(partial(one_is_gone, child, child.number))
     if not live:
         gone()
 
