@@ -550,6 +550,7 @@ class Actor(pykka.Actor):
 
     def abandon(self) -> None:
         """Give it up: it is down now for everyone, although a handler of its may still run. From any thread."""
+        self._reason = "killed"
         self.actor_stopped.set()
         answering = self._answering
         if answering is not None:
