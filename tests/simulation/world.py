@@ -615,7 +615,7 @@ class Life:
                 if what == "storm" and random.random() < 0.3:
                     await ref.aresume()
             case "stop":
-                await self.troupe.within(30.0, f"the stop of {ref.key}", ref.astop())
+                await self.troupe.within(300.0, f"the stop of {ref.key}", ref.astop())  # a disk may be full for long
             case "watch agent":
                 self._watch_agent(ref, random)
             case "resume":

@@ -463,8 +463,13 @@ class Supervisor(LoopActor):
         self._advance()
 
     def _wake(self, child: Child, by_hand: bool) -> None:
-        if child in self.children and self._ending is None:
+        if child not in self.children:
+            return
+        if self._ending is None:
             self._woken(child, by_hand)
+        elif by_hand and child.state in ("parked", "ended", "stopped"):
+            child.patience.clear()
+            child.state = "down"  # to be started by the next supervisor, if there is one
 
     def _woken(self, child: Child, by_hand: bool) -> None:
         if child.state in ("backoff", "down") and self._is_group:
