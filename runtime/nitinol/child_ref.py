@@ -30,10 +30,15 @@ class SupervisedRef:
     """A child of a supervisor, over all its incarnations. From any thread."""
 
     def __init__(self, parent: SupervisorChild, child: Child, wait: Wait) -> None:
-        self._parent, self._child, self._wait = parent, child, wait
+        self._owner, self._child, self._wait = parent, child, wait
+
+    @property
+    def _parent(self) -> SupervisorChild:
+        self._owner.place.check_process()
+        return self._owner
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.id!r}: {self.state}>"
+        return f"<{type(self).__name__} {self.id!r}: {self._child.now}>"
 
     @property
     def id(self) -> str:
@@ -43,6 +48,7 @@ class SupervisedRef:
     @property
     def state(self) -> State:
         """`up`; `down`, `starting`, `stopping`, `backoff` between incarnations; `parked`, `ended`, `stopped` when it has none."""
+        self._owner.place.check_process()
         return self._child.now
 
     @property
@@ -120,6 +126,7 @@ class ChildRef(SupervisedRef):
         Raises:
             AgentDown: None is up.
         """
+        self._owner.place.check_process()
         actor = self._child.actor
         if actor is None or actor.actor_stopped.is_set():
             raise ActorDown(f"child {self.id!r} is {self._word()}")
@@ -170,6 +177,7 @@ class ChildRef(SupervisedRef):
         Returns:
             A future that holds the `Down`; it is set by a thread of the runtime's or of the actor's, which a callback must not block.
         """
+        self._owner.place.check_process()
         told: Future[Down] = Future()
         actor = self._child.actor
         if actor is None:

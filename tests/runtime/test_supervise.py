@@ -985,3 +985,22 @@ def test_references_answer_after_the_end(rt: Runtime) -> None:
     with pytest.raises(StartFailed, match="its supervisor 'feeds' is down"):
         feeds.supervise(spec("b"))
     assert ref.state in ("down", "stopped")
+
+
+def test_what_a_users_error_says_is_read_where_it_was_raised(rt: Runtime) -> None:
+    """A slow `__str__` holds up its own actor, and no supervisor."""
+    entered, go = threading.Event(), threading.Event()
+
+    class SlowToTell(Exception):
+        def __str__(self) -> str:
+            entered.set()
+            assert go.wait(SOON)
+            return "at last"
+
+    ref = rt.supervise(spec("feed"))
+    told = ref.watch()
+    ref.tell(SlowToTell())
+    assert entered.wait(SOON)
+    assert rt.supervise(spec("sibling")).state == "up"
+    go.set()
+    assert told.result(SOON).why == "SlowToTell: at last"

@@ -10,6 +10,7 @@ from tests.manual import ALMOST_ONE, ManualEnv, ManualLoop
 
 from nitinol.actors.actor import Down
 from nitinol.actors.agent_supervisor import AgentSupervisor, Crashed, Gone
+from nitinol.actors.patience import Patience
 from nitinol.actors.supervisor import Wake
 
 INTENSITY, PERIOD, HEALTHY = 5, 60.0, 60.0
@@ -307,3 +308,13 @@ def test_a_message_it_does_not_know_crashes_it(bench: Bench) -> None:
     bench.crash(child)
     bench.loop.advance(10 * CAP)
     assert (child.restarts, len(bench.downs)) == ([], 1)
+
+
+def test_the_delay_has_no_end_of_its_numbers(bench: Bench) -> None:
+    """A child that crashes for hours, always just seldom enough: the longest delay, and never an error of arithmetic."""
+    patience = Patience(intensity=1, period=1.0)
+    for number in range(5000):
+        assert patience.crash(40.0 * number, 1.0) is not None
+        patience.restart()
+        patience.up(40.0 * number + 1.0)
+    assert patience.delay == CAP

@@ -91,6 +91,15 @@ CONTROL: frozenset[type[Any]] = frozenset({_ActorStop, Down})
 """Messages that overtake those of users, and are taken however many wait."""
 
 
+def crash_of(id: str, error: BaseException) -> Down:
+    """A crash, told in words here and now: the words of a user's error are a user's code."""
+    try:
+        text = f"{type(error).__name__}: {describe(error)[:2000]}"
+    except BaseException:
+        text = "an error that cannot be told"
+    return Down(id=id, reason="crash", error=error, text=text)
+
+
 class ActorDown(AgentDown, pykka.ActorDeadError):
     """Also the error that Pykka's users expect."""
 
@@ -641,7 +650,7 @@ class Actor(pykka.Actor):
         try:
             self.on_stop()
         except BaseException as error:
-            self._tell_down(Down(id=self.id, reason="crash", error=error))
+            self._tell_down(self._crash(error))
             return
         self._tell_down(Down(id=self.id, reason=self._reason))
 
@@ -649,7 +658,10 @@ class Actor(pykka.Actor):
         self.actor_stopped.set()
         call_each([partial(self.on_failure, type(error), error, error.__traceback__)])
         self._refuse_rest()
-        self._tell_down(Down(id=self.id, reason="crash", error=error))
+        self._tell_down(self._crash(error))
+
+    def _crash(self, error: BaseException) -> Down:
+        return crash_of(self.id, error) if self._remembers else Down(id=self.id, reason="crash", error=error)
 
     def _refuse_rest(self) -> None:
         """Who asked is told that nobody will answer; what was told is handed to `on_unhandled`."""

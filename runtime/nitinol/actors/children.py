@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pykka
 
-from nitinol.actors.actor import Actor, Down, Home, home, shut_down
+from nitinol.actors.actor import Actor, Down, Home, crash_of, home, shut_down
 from nitinol.actors.child_spec import ChildSpec, Spec, SupervisorSpec, check_actor_class
 from nitinol.actors.supervisor import (
     LIVE,
@@ -43,11 +43,13 @@ class Place:
         env: Their clock, and where threads come from.
         loop: The supervisors' loop.
         user: The loop of users' loop actors.
+        check_process: Raises in the child of a fork.
     """
 
     env: Env
     loop: Loop
     user: Loop
+    check_process: Callable[[], object] = lambda: None
 
 
 def child_of(spec: Spec, place: Place) -> Child:
@@ -110,9 +112,6 @@ class ActorChild(Child):
         shut_down(actor)
         loop.call_later(self.shutdown, actor.abandon)
 
-    def crashed(self, down: Down) -> None:
-        get_logger().warning("an actor crashed", child=self.id, error=down.why, exc_info=down.error)
-
     def park(self, reason: str) -> None:
         get_logger().error("an actor was parked", child=self.id, reason=reason)
 
@@ -123,12 +122,18 @@ class ActorChild(Child):
         try:
             actor = self._actor_of(self.spec.start())
         except BaseException as error:
-            by.post(ChildDown(self, number, Down(id=self.id, reason="crash", error=error)))
+            self._tell(by, number, crash_of(self.id, error))
             return
         finally:
             home.reset(token)
         if not self._place.loop.call(self._started, by, number, actor):
             shut_down(actor)  # the runtime is gone
+
+    def _tell(self, by: Supervisor, number: int, down: Down) -> None:
+        """Tell of its end, in its own thread, or on its own loop."""
+        if down.error is not None and (number > 1 or self.state == "up"):  # else whoever wanted it is told
+            get_logger().warning("an actor crashed", child=self.id, error=down.why, exc_info=down.error)
+        by.post(ChildDown(self, number, down))
 
     def _actor_of(self, ref: pykka.ActorRef[Any]) -> Actor:
         if inspect.iscoroutine(ref):
@@ -153,7 +158,7 @@ class ActorChild(Child):
             shut_down(actor)
             return
         self.actor = actor
-        actor.watch(lambda down: by.post(ChildDown(self, number, down)), lambda: by.post(Up(self, number)))
+        actor.watch(partial(self._tell, by, number), lambda: by.post(Up(self, number)))
 
 
 class SupervisorChild(Child):

@@ -39,7 +39,7 @@ class Patience:
         self._forget(now)
         if len(self._crashes) > self._intensity:
             return None
-        self.delay = min(BACKOFF_CAP, BACKOFF_BASE * 2.0 ** (self._in_a_row - 1)) * chance
+        self.delay = min(BACKOFF_CAP, BACKOFF_BASE * 2.0 ** min(self._in_a_row - 1, 32)) * chance
         return self.delay
 
     def restart(self) -> None:

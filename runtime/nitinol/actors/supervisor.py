@@ -99,9 +99,6 @@ class Child:
         """Its supervisor is dead: stop, and call `gone` on the supervisors' loop when it is down."""
         raise NotImplementedError
 
-    def crashed(self, down: Down) -> None:
-        """An incarnation crashed, or did not come up."""
-
     def park(self, reason: str) -> None:
         """No more incarnations until somebody resumes it."""
 
@@ -346,8 +343,6 @@ class Supervisor(LoopActor):
         _cancel(child)
         self._moving.discard(child)
         was, child.last, child.reason = child.state, down, down.why
-        if down.error is not None and child.started is None:  # else whoever wanted it is told
-            child.crashed(down)
         if was == "stopping":
             self._has_stopped(child)
         elif was == "starting" and child.started is not None:

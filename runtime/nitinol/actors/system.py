@@ -9,6 +9,7 @@ threads     tool workers, hook workers and actors of users, each with its own
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -115,9 +116,9 @@ class System:
         self.processes = Processes(env, self.core)
         self.tools = ToolRunner(env, self.core, self.pool, self.processes, self.hooks, self.publish)
         self.gateway = ModelGateway(env, self.core, self.bus, self.hooks)
-        place = Place(env, self.supervising, self.user)
+        place = Place(env, self.supervising, self.user, self.check_process)
         self.agents = _Agents(self, place)
-        self.users = SupervisorChild(SupervisorSpec("users"), place)
+        self.users = SupervisorChild(SupervisorSpec("users", storm=sys.maxsize), place)
         """What `rt.supervise` adds."""
         self.services = Services(
             env=env,
