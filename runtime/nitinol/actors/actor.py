@@ -83,6 +83,10 @@ class Down:
         return self.reason if self.error is None else f"{type(self.error).__name__}: {describe(self.error)[:2000]}"
 
 
+CONTROL: frozenset[type[Any]] = frozenset({_ActorStop, Down})
+"""Messages that overtake those of users, and are taken however many wait."""
+
+
 def fulfil(future: Future[Down], down: Down) -> None:
     """Set a future, unless whoever wanted it has cancelled it, as a coroutine does that stops waiting."""
     if future.set_running_or_notify_cancel():
@@ -113,10 +117,6 @@ def in_handler() -> bool:
     return getattr(_thread, "handles", False) or on_a_loop()
 
 
-class Shutdown(_ActorStop):
-    """Pykka's stop, from a supervisor."""
-
-
 class Answer(pykka.ThreadingFuture[T]):
     """What an ask comes to. `get` waits until the ask's deadline at most; `await` waits as a coroutine does.
 
@@ -127,7 +127,7 @@ class Answer(pykka.ThreadingFuture[T]):
         super().__init__()
         self._clock, self._until = clock, until
         self._given_up = False
-        self._told: list[Callable[[], object]] = []
+        self._told: list[Callable[[], object]] | None = None
 
     @property
     def expired(self) -> bool:
@@ -140,9 +140,9 @@ class Answer(pykka.ThreadingFuture[T]):
         Raises:
             WouldDeadlock: Called by an actor's handler, while there is no answer yet.
         """
-        if (
-            in_handler() and not self._is_set() and self._get_hook is None
-        ):  # a hook waits for others, each of which refuses
+        if self._result is not None:
+            return super().get()
+        if self._get_hook is None and in_handler():  # a hook asks others, and each of them refuses
             raise WouldDeadlock(
                 "an actor's handler would wait for another actor, which may wait for this one; tell it, and let it tell you"
             )
@@ -181,22 +181,19 @@ class Answer(pykka.ThreadingFuture[T]):
         """Call `told` once there is an answer: at once, or in the thread that gives it."""
         with self._condition:
             if self._result is None:
-                self._told.append(told)
+                self._told = [*(self._told or ()), told]
                 return
         told()
 
     def _tell(self) -> None:
-        with self._condition:
-            told, self._told = self._told, []
-        call_each(told)
+        told = self._told  # there is an answer: nobody comes any more
+        if told is not None:
+            call_each(told)
 
     @property
     def failed(self) -> bool:
         """Whether the answer is an exception."""
         return self._result is not None and self._result.exc_info is not None
-
-    def _is_set(self) -> bool:
-        return self._result is not None
 
     def __await__(self) -> Generator[Any, None, Any]:
         return self._wait().__await__()
@@ -243,9 +240,13 @@ class ActorRef(pykka.ActorRef[A]):
             AgentDown: The actor is down.
             InboxFull: As many wait as may.
         """
-        if not self.is_alive():
+        if self.actor_stopped.is_set() or self._forks != _forks:
             raise ActorDown(self._why_down())
-        self._send(Envelope(message))
+        inbox: Any = self.actor_inbox
+        if type(message) in CONTROL:
+            inbox.put(Envelope(message))
+        elif not inbox.offer(Envelope(message), self._limit):
+            raise self._full()
 
     def ask(self, message: Any, *, block: bool = True, timeout: float | None = None) -> Any:
         """Send a message and wait for the reply; with `block=False` give its future, an `Answer`.
@@ -273,7 +274,11 @@ class ActorRef(pykka.ActorRef[A]):
             self._check_may_wait()
         answer: Answer[Any] = Answer(self._clock, until)
         if self.is_alive():
-            self._send(Envelope(message, answer))
+            inbox: Any = self.actor_inbox
+            if type(message) in CONTROL:
+                inbox.put(Envelope(message, answer))
+            elif not inbox.offer(Envelope(message, answer), self._limit):
+                raise self._full()
         else:
             answer.refuse(self._why_down())
         return answer.get() if block else answer
@@ -312,14 +317,10 @@ class ActorRef(pykka.ActorRef[A]):
             )
         return f"{self} is down"
 
-    def _send(self, envelope: Envelope[Any]) -> None:
-        inbox = cast("Inbox | ThreadInbox", self.actor_inbox)
-        if isinstance(envelope.message, (_ActorStop, Down)):
-            inbox.put(envelope)
-        elif not inbox.offer(envelope, self._limit):
-            raise InboxFull(
-                f"{self} has {self._limit} messages waiting and takes no more for now; try again, or raise its inbox_limit"
-            )
+    def _full(self) -> InboxFull:
+        return InboxFull(
+            f"{self} has {self._limit} messages waiting and takes no more for now; try again, or raise its inbox_limit"
+        )
 
 
 class Flag:
@@ -382,13 +383,14 @@ class Inbox:
             AgentDown: It was told, and nobody takes anything more.
         """
         with _lives:
+            last = self._last
+            if last is None:
+                last = self._last = deque()
+            if len(last) >= limit:
+                return False
             closed = self._closed
             if not closed:
-                if self._last is None:
-                    self._last = deque()
-                if len(self._last) >= limit:
-                    return False
-                self._last.append(envelope)
+                last.append(envelope)
         if closed:
             _refuse(envelope)
             return True
@@ -618,13 +620,10 @@ class Actor(pykka.Actor):
             self._die(error)
             return
         self._answering = None
-        with suppress(queue.Full):  # it was given up meanwhile
+        try:
             answer.set(reply)
-
-    def _handle_receive(self, message: Any) -> Any:
-        if isinstance(message, Shutdown):
-            self._reason = "shutdown"
-        return super()._handle_receive(message)
+        except queue.Full:  # it was given up meanwhile
+            return
 
     def _stop(self) -> None:
         self.actor_stopped.set()
@@ -719,11 +718,11 @@ class LoopActor(Actor):
     def _drain(self) -> None:
         inbox = cast("Inbox", self.actor_inbox)
         inbox.rest()
-        stopped = self.actor_stopped
+        stopped, handle = self.actor_stopped, self._handle
         for _ in range(BATCH):
             if stopped.is_set() or inbox.empty():
                 break
-            self._handle(inbox.get())
+            handle(inbox.get())
         if stopped.is_set():
             self._refuse_rest()
         elif not inbox.empty():
@@ -773,7 +772,8 @@ class ThreadActor(Actor, pykka.ThreadingActor):
 
 def shut_down(actor: Actor) -> None:
     """Stop an actor, as its supervisor; soon."""
-    cast("Inbox | ThreadInbox", actor.actor_inbox).put(Envelope(Shutdown()))
+    actor._reason = "shutdown"  # pyright: ignore[reportPrivateUsage]
+    cast("Inbox | ThreadInbox", actor.actor_inbox).put(Envelope(_ActorStop()))
 
 
 def _settle(actor: Actor) -> Home:

@@ -595,9 +595,9 @@ class AgentActor(LoopActor):
         self.refusal: str | None = None
         self.last_hook: asyncio.Task[None] | None = None
         """The `after_run` hooks that were started last; those of the next run, and `agent_stop`, come after them."""
-        self.uncommitted: deque[Done] = deque()
+        self.uncommitted: list[Done] = []
         """Outcomes of tools that were decided on; should the store fail, they are told again."""
-        self.answers: deque[tuple[int, Request, Events | BaseException]] = deque()
+        self.answers: list[tuple[int, Request, Events | BaseException]] = []
         """Answers that rest on events up to a seq which are not committed yet: they are given when those are."""
 
     def on_receive(self, message: Any) -> None:
@@ -648,7 +648,7 @@ class AgentActor(LoopActor):
 
     def _take_back_answers(self) -> None:
         while self.answers:
-            self._give_up(self.answers.popleft()[1])
+            self._give_up(self.answers.pop(0)[1])
 
     def _answer(self, request: Request, outcome: Events | BaseException) -> None:
         """Answer a request that needs no event of its own, once all that was decided before it is committed."""
@@ -736,7 +736,7 @@ class AgentActor(LoopActor):
             if not isinstance(request.input, Stop):  # that one is answered when the agent has stopped
                 cell.settled(request, events)
         while self.answers and self.answers[0][0] <= state.seq:
-            _, answered, outcome = self.answers.popleft()
+            _, answered, outcome = self.answers.pop(0)
             cell.settled(answered, outcome)
         for event in events:
             if event.type == "run.finished" and cell.definition.has_hook("after_run"):
