@@ -585,6 +585,33 @@ print("parent done")
     assert run_python(program).splitlines() == ["child done", "parent done"]
 
 
+def test_a_runtime_has_stopped_in_a_fork() -> None:
+    """Whoever uses the parent's runtime in the child is told at once; the child may open its own."""
+    program = f"""
+import os, warnings
+warnings.simplefilter("ignore")
+from nitinol import Agent, Runtime, errors
+from nitinol.testing import ScriptedProvider
+def agent():
+    return Agent(name="a", model=ScriptedProvider(lambda request: "ok"))
+with Runtime() as rt:
+    ref = rt.start(agent())
+    pid = os.fork()
+    if not pid:
+        for use in (lambda: ref.send("x"), lambda: ref.ask("x", timeout={SOON}), ref.stop, lambda: ref.watch().result({SOON}).reason == "shutdown" or 1 / 0):
+            try:
+                use()
+            except errors.RuntimeStopped:
+                pass
+        with Runtime() as own:
+            print("child", own.start(agent()).ask("x", timeout={SOON}).text, flush=True)
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    print("parent", ref.ask("x", timeout={SOON}).text)
+"""
+    assert run_python(program).splitlines() == ["child ok", "parent ok"]
+
+
 # ---- non-daemon threads keep the process alive
 
 
