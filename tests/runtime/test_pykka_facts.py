@@ -418,7 +418,9 @@ def test_here_the_loop_goes_on(kind: Kind, loop: Loop) -> None:
     assert asyncio.run(main()) == list(range(101))
 
 
-def test_an_answer_for_a_loop_that_has_ended_harms_nobody(kind: Kind, loop: Loop) -> None:
+def test_an_answer_for_a_loop_that_has_ended_harms_nobody(
+    kind: Kind, loop: Loop, caplog: pytest.LogCaptureFixture
+) -> None:
     """Who awaited it was cancelled, and its loop is closed when the actor answers."""
     actor = started(kind, loop)
     answers: list[Any] = []
@@ -432,6 +434,7 @@ def test_an_answer_for_a_loop_that_has_ended_harms_nobody(kind: Kind, loop: Loop
     asyncio.run(main(go))
     go.set()
     assert actor.actor_ref.ask("next", timeout=SOON) == 1
+    assert caplog.records == []
 
 
 # ---- the registry is O(n)
