@@ -418,7 +418,9 @@ def test_here_the_loop_goes_on(kind: Kind, loop: Loop) -> None:
     assert asyncio.run(main()) == list(range(101))
 
 
-def test_an_answer_for_a_loop_that_has_ended_harms_nobody(kind: Kind, loop: Loop) -> None:
+def test_an_answer_for_a_loop_that_has_ended_harms_nobody(
+    kind: Kind, loop: Loop, caplog: pytest.LogCaptureFixture
+) -> None:
     """Who awaited it was cancelled, and its loop is closed when the actor answers."""
     actor = started(kind, loop)
     answers: list[Any] = []
@@ -432,6 +434,7 @@ def test_an_answer_for_a_loop_that_has_ended_harms_nobody(kind: Kind, loop: Loop
     asyncio.run(main(go))
     go.set()
     assert actor.actor_ref.ask("next", timeout=SOON) == 1
+    assert caplog.records == []
 
 
 # ---- the registry is O(n)
@@ -583,6 +586,33 @@ for actor in actors:
 print("parent done")
 """
     assert run_python(program).splitlines() == ["child done", "parent done"]
+
+
+def test_a_runtime_has_stopped_in_a_fork() -> None:
+    """Whoever uses the parent's runtime in the child is told at once; the child may open its own."""
+    program = f"""
+import os, warnings
+warnings.simplefilter("ignore")
+from nitinol import Agent, Runtime, errors
+from nitinol.testing import ScriptedProvider
+def agent():
+    return Agent(name="a", model=ScriptedProvider(lambda request: "ok"))
+with Runtime() as rt:
+    ref = rt.start(agent())
+    pid = os.fork()
+    if not pid:
+        for use in (lambda: ref.send("x"), lambda: ref.ask("x", timeout={SOON}), ref.stop, lambda: ref.watch().result({SOON}).reason == "shutdown" or 1 / 0):
+            try:
+                use()
+            except errors.RuntimeStopped:
+                pass
+        with Runtime() as own:
+            print("child", own.start(agent()).ask("x", timeout={SOON}).text, flush=True)
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    print("parent", ref.ask("x", timeout={SOON}).text)
+"""
+    assert run_python(program).splitlines() == ["child ok", "parent ok"]
 
 
 # ---- non-daemon threads keep the process alive

@@ -152,7 +152,9 @@ def test_a_child_is_watched(rt: Runtime, kind: Kind, how: str) -> None:
     assert child.watch().result(SOON).reason == downs[0].reason
 
 
-def test_a_watch_that_nobody_waits_for_any_more_harms_nobody(rt: Runtime, kind: Kind) -> None:
+def test_a_watch_that_nobody_waits_for_any_more_harms_nobody(
+    rt: Runtime, kind: Kind, caplog: pytest.LogCaptureFixture
+) -> None:
     """Its coroutine was cancelled: the others are told, and the child is restarted."""
     child = rt.supervise(spec(kind, restart="permanent", intensity=5))
 
@@ -166,6 +168,7 @@ def test_a_watch_that_nobody_waits_for_any_more_harms_nobody(rt: Runtime, kind: 
     assert later.result(SOON).reason == "crash"
     child.resume()
     wait_until_up(child)
+    assert [r for r in caplog.records if "an actor crashed" not in r.getMessage()] == []
 
 
 def wait_until_up(child: ChildRef) -> None:
@@ -250,7 +253,7 @@ def test_an_agent_that_crashes_is_down_once_for_each_watch(rt: Runtime) -> None:
     assert second.result(SOON).reason == "crash"
 
 
-def test_a_watch_of_an_agent_that_was_given_up_harms_nobody(rt: Runtime) -> None:
+def test_a_watch_of_an_agent_that_was_given_up_harms_nobody(rt: Runtime, caplog: pytest.LogCaptureFixture) -> None:
     """Its coroutine was cancelled: the agent comes back all the same."""
     ref = rt.start(agent())
 
@@ -263,6 +266,7 @@ def test_a_watch_of_an_agent_that_was_given_up_harms_nobody(rt: Runtime) -> None
     crash(ref, timeout=SOON)
     assert later.result(SOON).reason == "crash"
     assert ref.ask("go", timeout=SOON).text == "ok"
+    assert ["agent crashed" in record.getMessage() for record in caplog.records] == [True]
 
 
 def test_a_parked_agent_is_down(rt: Runtime) -> None:

@@ -618,7 +618,7 @@ class Actor(pykka.Actor):
             except BaseException as error:
                 self._die(error)
             return
-        if answer.expired and not isinstance(envelope.message, _ActorStop):
+        if answer.expired:  # never of a stop, which has no deadline
             answer.lapse()
             return
         self._answering = answer

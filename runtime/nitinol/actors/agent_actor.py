@@ -419,9 +419,7 @@ class Cell:
                 )
                 return
             case "stopped":
-                request.answer(
-                    AgentStopped(f"agent {self.key!r} was stopped; rt.start(agent, key={self.key!r}) starts it again")
-                )
+                request.answer(self.gone())
                 return
             case _:
                 pass
@@ -509,9 +507,12 @@ class Cell:
             self.actor.halt()
         self.backlog = None
         self._tell_down(reason, reason)
-        gone = AgentStopped(f"agent {self.key!r} was stopped; rt.start(agent, key={self.key!r}) starts it again")
-        self.refuse(gone)
+        self.refuse(self.gone())
         self._wake_waiters()
+
+    def gone(self) -> AgentStopped:
+        """What is said to those who are too late."""
+        return AgentStopped(f"agent {self.key!r} was stopped; rt.start(agent, key={self.key!r}) starts it again")
 
     def refuse(self, error: Exception) -> None:
         """Answer all who wait to be accepted; those who wanted it stopped have what they want."""
@@ -678,6 +679,8 @@ class AgentActor(LoopActor):
             if self._is_known(request):
                 self.cell.settled(request, ())
                 return
+            if self.working.stopped and isinstance(request.input, (Send, Add)):  # the stop has overtaken it
+                raise self.cell.gone()
             decided = self._decide(request.input, request)
         except NitinolError as refusal:
             self._answer(request, refusal)
