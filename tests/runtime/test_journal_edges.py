@@ -289,6 +289,6 @@ def test_one_key_is_one_agent_whoever_forgets_and_starts_it(path: Path) -> None:
         finally:
             done.set()
             starting.join(SOON)
-        live = rt._system.cells["k"]  # pyright: ignore[reportPrivateUsage]
+        live = rt.start(SCOUT, key="k")._cell  # pyright: ignore[reportPrivateUsage]
         assert {cell.life for cell in seen if cell is not live} <= {"stopped"}
         assert rt.start(SCOUT, key="k").ask("hi", timeout=SOON).text == "hi"
