@@ -21,22 +21,6 @@ from nitinol.env import Loop, LoopThread, on_a_loop
 from nitinol.errors import AgentDown, WouldDeadlock
 from nitinol.testing import ScriptedProvider, call
 
-
-@pytest.fixture
-def loop() -> Iterator[Loop]:
-    """A loop that ends with the test."""
-    loop = LoopThread("test-loop")
-    yield loop
-    assert loop.close(SOON)
-
-
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> Kind:
-    """Both kinds of actors."""
-    kind: Kind = request.param
-    return kind
-
-
 # ---- whatever escapes, only that one dies
 
 ESCAPES = [SystemExit, KeyboardInterrupt, asyncio.CancelledError, MemoryError, GeneratorExit]

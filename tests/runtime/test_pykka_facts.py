@@ -23,7 +23,6 @@ import pykka
 import pytest
 from tests.logs_of import SOON
 from tests.some_actors import (
-    KINDS,
     Downs,
     Kind,
     PykkaDoer,
@@ -37,26 +36,11 @@ from tests.some_actors import (
 )
 
 from nitinol.actors.actor import Answer, Inbox, ThreadInbox
-from nitinol.env import Loop, LoopThread
+from nitinol.env import Loop
 from nitinol.errors import AgentDown, InboxFull
 
 A_WHILE = 0.3
 """Seconds after which whoever still waits is taken to wait for ever."""
-
-
-@pytest.fixture
-def loop() -> Iterator[Loop]:
-    """A loop that ends with the test."""
-    loop = LoopThread("test-loop")
-    yield loop
-    assert loop.close(SOON)
-
-
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> Kind:
-    """Both kinds of actors."""
-    kind: Kind = request.param
-    return kind
 
 
 @pytest.fixture

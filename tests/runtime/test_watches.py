@@ -11,28 +11,13 @@ from typing import Any, cast
 
 import pytest
 from tests.logs_of import SOON
-from tests.some_actors import KINDS, Doer, Downs, Kind, hold, started
+from tests.some_actors import Doer, Downs, Kind, hold, started
 
 from nitinol import Agent, AgentRef, ChildRef, ChildSpec, Runtime
 from nitinol.actors.actor import Down, LoopActor, ThreadActor
-from nitinol.env import Loop, LoopThread
+from nitinol.env import Loop
 from nitinol.errors import AgentParked
 from nitinol.testing import ScriptedProvider, crash
-
-
-@pytest.fixture
-def loop() -> Iterator[Loop]:
-    """A loop that ends with the test."""
-    loop = LoopThread("test-loop")
-    yield loop
-    assert loop.close(SOON)
-
-
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> Kind:
-    """Both kinds of actors."""
-    kind: Kind = request.param
-    return kind
 
 
 @pytest.fixture

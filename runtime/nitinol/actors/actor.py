@@ -82,22 +82,24 @@ class Down:
     @property
     def why(self) -> str:
         """The reason in words."""
-        if self.text or self.error is None:
-            return self.text or self.reason
-        return f"{type(self.error).__name__}: {describe(self.error)[:2000]}"
+        return self.text or (self.reason if self.error is None else words_of(self.error))
 
 
 CONTROL: frozenset[type[Any]] = frozenset({_ActorStop, Down})
 """Messages that overtake those of users, and are taken however many wait."""
 
 
-def crash_of(id: str, error: BaseException) -> Down:
-    """A crash, told in words here and now: the words of a user's error are a user's code."""
+def words_of(error: BaseException) -> str:
+    """An error in words, of which some are a user's code."""
     try:
-        text = f"{type(error).__name__}: {describe(error)[:2000]}"
+        return f"{type(error).__name__}: {describe(error)[:2000]}"
     except BaseException:
-        text = "an error that cannot be told"
-    return Down(id=id, reason="crash", error=error, text=text)
+        return "an error that cannot be told"
+
+
+def crash_of(id: str, error: BaseException) -> Down:
+    """A crash, told in words here and now, and nowhere else."""
+    return Down(id=id, reason="crash", error=error, text=words_of(error))
 
 
 class ActorDown(AgentDown, pykka.ActorDeadError):

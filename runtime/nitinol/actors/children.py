@@ -263,9 +263,9 @@ class SupervisorChild(Child):
     def _answer(self, message: Any) -> None:
         """What a supervisor would have done, where there is none."""
         match message:
-            case Add(child) if child.started is not None:
-                told, child.started = child.started, None
-                told(StartFailed(f"child {child.id!r} did not start: its supervisor {self.id!r} is {self.state}"))
+            case Add(child):
+                why = f"its supervisor {self.id!r} is {self.state}"
+                child.tell_started(StartFailed(f"child {child.id!r} did not start: {why}"))
             case Settle(_, told):
                 told()
             case StopChild(child, told):
@@ -274,8 +274,7 @@ class SupervisorChild(Child):
                 child.state = "stopped" if child in self.children else "ended"
                 told()
             case Wake(child, True) if child in self.children:
-                child.patience.clear()
-                child.state = "down"  # it comes up with the next supervisor
+                child.revive()  # it comes up with the next supervisor
             case _:
                 return
 

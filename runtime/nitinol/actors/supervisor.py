@@ -106,6 +106,17 @@ class Child:
         """It has no incarnation, and gets none by itself: it was parked or stopped, has ended, or left the tree."""
         self.settle()
 
+    def revive(self) -> None:
+        """Whatever it has come to, it is to be started, and begins with a clean record."""
+        self.patience.clear()
+        self.state = "down"
+
+    def tell_started(self, error: Exception | None) -> None:
+        """Tell whoever waits for its first start how that went."""
+        told, self.started = self.started, None
+        if told is not None:
+            told(error)
+
     def settle(self) -> None:
         """It is up, or at rest."""
         told, self.settling = self.settling, ()
@@ -244,8 +255,7 @@ class Supervisor(LoopActor):
             if child.restart == "temporary" and child.number:  # of the supervisor's last incarnation
                 self._leave(child, "its supervisor was restarted")
             elif child.state not in ("parked", "stopped"):
-                child.state = "down"
-                child.patience.clear()  # the crashes that made the one before it fail are its own by now
+                child.revive()  # the crashes that made the supervisor before it fail were that one's end
         self._advance()
 
     def on_receive(self, message: Any) -> None:
@@ -312,9 +322,7 @@ class Supervisor(LoopActor):
         self._moving.discard(child)
         child.state = "up"
         child.patience.up(self.env.monotonic())
-        told, child.started = child.started, None
-        if told is not None:
-            told(None)
+        child.tell_started(None)
         child.settle()
 
     def _end(self, child: Child) -> None:
@@ -376,9 +384,7 @@ class Supervisor(LoopActor):
     def _never_was(self, child: Child, error: Exception) -> None:
         """Its first start has failed: that is the business of whoever wanted it."""
         self._remove(child)
-        told, child.started = child.started, None
-        if told is not None:
-            told(error)
+        child.tell_started(error)
 
     def _remove(self, child: Child) -> None:
         child.state = "ended"
@@ -432,9 +438,7 @@ class Supervisor(LoopActor):
                 f"supervisor {self.id!r} has a child {child.id!r} already, which is {other.state}; ids are unique: stop that one first"
             )
         if refusal is not None:
-            told, child.started = child.started, None
-            if told is not None:
-                told(refusal)
+            child.tell_started(refusal)
             return
         if other is not None:
             self._remove(other)
@@ -442,12 +446,10 @@ class Supervisor(LoopActor):
         self._start(child)
 
     def _stop_one(self, child: Child, told: Callable[[], object]) -> None:
-        if child.state in ("starting", "up"):
+        if child.state in LIVE:
             child.stopped += (told,)
-            self._end(child)
-            return
-        if child.state == "stopping":
-            child.stopped += (told,)
+            if child.state != "stopping":
+                self._end(child)
             return
         _cancel(child)
         if child in self.children:
@@ -463,8 +465,7 @@ class Supervisor(LoopActor):
         if self._ending is None:
             self._woken(child, by_hand)
         elif by_hand and child.state in ("parked", "ended", "stopped"):
-            child.patience.clear()
-            child.state = "down"  # to be started by the next supervisor, if there is one
+            child.revive()  # for the next supervisor, if there is one
 
     def _woken(self, child: Child, by_hand: bool) -> None:
         if child.state in ("backoff", "down") and self._is_group:
@@ -473,8 +474,7 @@ class Supervisor(LoopActor):
         elif child.state == "backoff":
             self._begin_child(child)
         elif by_hand and child.state in ("parked", "ended", "stopped"):
-            child.patience.clear()
-            child.state = "down"
+            child.revive()
             self._start(child)
 
     def _start(self, child: Child) -> None:
