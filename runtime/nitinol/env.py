@@ -24,6 +24,8 @@ from nitinol.watchdog import Blocking, Pulse, Watchdog
 
 AT_ONCE = 100
 """Calls that a loop makes before it looks at its timers and sockets."""
+LOOK_UP = 0.25
+"""Seconds that the main thread blocks at most before it looks for signals."""
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _PAIRS = [high + low for high in _CROCKFORD for low in _CROCKFORD]
 _log = logging.getLogger("nitinol")
@@ -282,6 +284,23 @@ def resolve(future: Future[Any], value: Any = None, error: BaseException | None 
                 future.set_result(value)
             else:
                 future.set_exception(error)
+
+
+def wait_for(event: threading.Event, timeout: float | None = None) -> bool:
+    """Wait for it, at most `timeout` seconds; whether it came.
+
+    The main thread looks up now and then: Python runs the handler of a signal that comes just before a thread blocks only
+    once that thread goes on, so that a Ctrl-C or SIGTERM in that moment would be lost on a thread that waits for ever.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return event.wait(timeout)
+    until = None if timeout is None else time.monotonic() + timeout
+    while True:
+        left = LOOK_UP if until is None else min(LOOK_UP, until - time.monotonic())
+        if event.wait(left):
+            return True
+        if until is not None and time.monotonic() >= until:
+            return False
 
 
 def on_a_loop() -> bool:

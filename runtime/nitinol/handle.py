@@ -19,6 +19,7 @@ from nitinol.actors.bus import PAGE, Subscription
 from nitinol.actors.system import System
 from nitinol.actors.worker_pool import Job, current_job
 from nitinol.agent import parse_output
+from nitinol.env import wait_for
 from nitinol.errors import AgentParked, AgentStopped, ConfigurationError, NotFound, WouldDeadlock
 from nitinol.inputs import (
     Add,
@@ -78,7 +79,7 @@ class RunHandle(Generic[OutT]):
                     return result_of(self._system, self.key, self.run_id, self._output)
                 self._check_alive()
                 left = None if until is None else until - monotonic()
-                if not signal.wait(left):
+                if not wait_for(signal, left):
                     raise self._late(timeout)
             finally:
                 forget()

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+from nitinol.env import wait_for
 from nitinol.errors import NitinolError
 
 MODEL = "llamacpp:local"
@@ -100,7 +101,7 @@ def serve(port: int = 0, on_ready: Callable[[str], object] = print) -> None:
     except Exception as error:  # the wheel's own, of no documented type
         raise LocalModelUnavailable(f"the local model did not start on port {port}: {error}") from error
     on_ready(f"{server.listening_address}/v1")
-    threading.Event().wait()
+    wait_for(threading.Event())
 
 
 class LocalModel:

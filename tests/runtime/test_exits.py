@@ -152,6 +152,15 @@ def asks_for(name: str, **arguments: Any) -> bytes:
     return chunk(tool_calls=[{"index": 0, "id": "c1", "type": "function", "function": function}])
 
 
+def ends(process: subprocess.Popen[str], seconds: float) -> tuple[str, str]:
+    """What it has written to output and errors; if it does not end in time, it is killed and the test fails."""
+    try:
+        return process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        pytest.fail(f"it has not ended: {process.communicate()}")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("times", [1, 2])
 def test_a_signal_ends_the_command_and_what_its_tools_have_started(
@@ -171,7 +180,7 @@ def test_a_signal_ends_the_command_and_what_its_tools_have_started(
         command_alive = os.pidfd_open(int((tmp_path / "pid").read_text()))  # once it runs
         for _ in range(times):
             process.send_signal(number)
-        process.communicate(timeout=DEADLINE + BUSY + 5.0)
+        ends(process, DEADLINE + BUSY + 5.0)
     assert process.returncode == 128 + number
     try:
         assert select.select([command_alive], [], [], SOON)[0], "it lives on"
@@ -187,7 +196,7 @@ def test_a_signal_ends_a_command_that_follows(number: signal.Signals, tmp_path: 
     process = subprocess.Popen(command, env=ENV, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     leaves("with", tmp_path / "other.db")  # long enough for it to follow, or to be about to
     process.send_signal(number)
-    out, errors = process.communicate(timeout=SOON)
+    out, errors = ends(process, SOON)
     assert (process.returncode, out, errors) == (128 + number, "", "")
 
 

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Literal, Self, cast
 
 from nitinol import events as ev
-from nitinol.env import Env, on_a_loop
+from nitinol.env import Env, on_a_loop, wait_for
 from nitinol.errors import RuntimeStopped, SubscriptionClosed, SubscriptionOverflow, WouldDeadlock
 from nitinol.journal.base import Journal
 from nitinol.messages import DeltaKind
@@ -451,7 +451,7 @@ class Subscription:
                         "waiting here would block a loop of the runtime; use `async for`, or await aget()"
                     )
                 left = None if deadline is None else deadline - self.bus.env.monotonic()
-                if not signal.wait(left):
+                if not wait_for(signal, left):
                     raise TimeoutError(f"no event within {timeout} seconds")
             finally:
                 self._retire(waiter)
