@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from nitinol.messages import Audio, Document, Image, Media, Message, Part, Text, Thinking, ToolAnswer, ToolCall
+from nitinol.messages import Audio, Document, Image, Media, Message, Native, Part, Text, Thinking, ToolAnswer, ToolCall
 from nitinol.provider import ModelRequest
 from nitinol.provider import Thinking as ThinkingOption
 from nitinol_providers.vendors import Vendor
@@ -68,7 +68,8 @@ def messages(vendor: Vendor, request: ModelRequest) -> list[dict[str, Any]]:
 
 def _assistant(vendor: Vendor, message: Message) -> Iterable[dict[str, Any]]:
     notes = [_note(part) for part in message.parts if isinstance(part, (Image, Audio, Document))]
-    text = "\n".join(filter(None, [message.text, *notes]))
+    natives = [part.text for part in message.parts if isinstance(part, Native)]
+    text = "\n".join(filter(None, [*natives, message.text, *notes]))
     calls = [_call(vendor, call) for call in message.tool_calls]
     if not text and not calls:
         return  # thinking alone: some refuse a message without content

@@ -146,6 +146,20 @@ class ToolAnswer:
     type: Literal["tool_answer"] = "tool_answer"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Native:
+    """What only the provider that made it understands, such as a call of its own tools and what that found.
+
+    It goes back to that provider as it came; to any other as its `text`, or not at all.
+    """
+
+    data: Mapping[str, Any]
+    """As it stands on the wire."""
+    text: str = ""
+    """What it says, in words."""
+    type: Literal["native"] = "native"
+
+
 Part: TypeAlias = Annotated[
     Annotated[Text, Tag("text")]
     | Annotated[Thinking, Tag("thinking")]
@@ -153,7 +167,8 @@ Part: TypeAlias = Annotated[
     | Annotated[Audio, Tag("audio")]
     | Annotated[Document, Tag("document")]
     | Annotated[ToolCall, Tag("tool_call")]
-    | Annotated[ToolAnswer, Tag("tool_answer")],
+    | Annotated[ToolAnswer, Tag("tool_answer")]
+    | Annotated[Native, Tag("native")],
     Discriminator("type"),
 ]
 
@@ -213,6 +228,10 @@ def _part_fault(part: object) -> str | None:
                 return f"the arguments of call {part.name!r} are {part.arguments!r}, not a dict"
         case ToolAnswer():
             texts = (part.call_id, part.name, part.text)
+        case Native():
+            texts = (part.text,)
+            if not isinstance(part.data, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+                return f"the data of its native part is {part.data!r}, not a dict"
         case Image() | Audio() | Document():
             options = (part.url, part.name)
             if not isinstance(part.data, (bytes, type(None))):  # pyright: ignore[reportUnnecessaryIsInstance]

@@ -305,6 +305,8 @@ def estimate_tokens(message: Message) -> int:
                 )
             case "tool_answer":
                 characters += len(part.text) + 6000 * len(part.media)
+            case "native":
+                characters += len(part.text) + len(str(part.data))
             case _:
                 characters += 6000
     return characters // 4
