@@ -10,6 +10,7 @@ from typing import Any, cast, get_args
 from nitinol import events as ev
 from nitinol import provider as providers
 from nitinol.actors.bus import EventBus
+from nitinol.actors.gate import Gates, Pass
 from nitinol.actors.hook_runner import HookFailed, HookRunner, hook_context
 from nitinol.actors.port import Port, Stopper
 from nitinol.agent import Agent, model_name
@@ -47,6 +48,7 @@ class ModelGateway:
         self.known: dict[type, asyncio.Future[None]] = {}
         """Classes of providers that were asked what they know of a model; done once one has answered."""
         self.log = get_logger()
+        self.gates = Gates(env, core, self.log)
 
     def start(self, effect: CallModel, port: Port, agent: Agent[Any], state: AgentState) -> Stopper:
         """Begin an attempt; its outcome is told to the port."""
@@ -69,6 +71,8 @@ class _Attempt:
         self.provider: Provider | None = None
         self.info = ModelInfo()
         self.prices: PriceList | None = None
+        self.leave: Pass | None = None
+        """The gate's; `None` where no provider is asked."""
         self.sent = False
         self.texts: list[str] = []
         self.characters = 0
@@ -138,6 +142,8 @@ class _Attempt:
         self.provider = providers.overridden() or providers.resolve(model)
         self.info = await self._ask_info(self.provider)
         self.prices = agent.prices or self.info.prices
+        if providers.overridden() is None:
+            self.leave = await self.gateway.gates.enter(model, self.provider, self.port.key)
         messages, self.added, self.removed = self.port.view_of(state.transcript)
         instructions = agent.instructions
         if callable(instructions):
@@ -220,6 +226,7 @@ class _Attempt:
             async for part in stream:
                 if isinstance(part, Delta):
                     if not self.characters:
+                        self._was_taken()
                         seconds = gateway.env.monotonic() - started
                         first = ev.ephemeral(
                             ev.ModelFirstToken, began, gateway.env.now(), port.committed.seq, seconds=seconds
@@ -253,6 +260,7 @@ class _Attempt:
     async def _finish(self, response: ModelResponse, duration: float) -> None:
         effect, provider = self.effect, cast("Provider", self.provider)
         self.usage = response.usage or self.usage
+        self._was_taken()
         if self.agent.has_hook("after_model"):
             answer = await self.gateway.hooks.run("after_model", self.agent, self.port.committed, response)
             if isinstance(answer, Halt):
@@ -277,8 +285,14 @@ class _Attempt:
             )
         )
 
+    def _was_taken(self) -> None:
+        if self.leave is not None:
+            self.leave.accept()
+
     def _fail(self, error: Exception, error_type: str | None = None) -> None:
         effect, provider = self.effect, self.provider
+        if self.leave is not None:
+            self.leave.fail(error)
         known = error if isinstance(error, ProviderError) else ProviderError(describe(error))
         usage: Usage | None = None
         if self.sent:
