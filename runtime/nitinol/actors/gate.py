@@ -43,7 +43,7 @@ class Gate:
     """When the next request may leave. Pure: it is told the time, in seconds on a clock that never goes back."""
 
     __slots__ = (
-        "_asked_until", "_cut_at", "_cuts", "_last", "_refused", "_sent", "_since", "_sole", "_step", "_until",
+        "_cut_at", "_cuts", "_last", "_refused", "_sent", "_since", "_sole", "_step", "_until",
         "is_open", "rate",
     )  # fmt: skip
 
@@ -52,15 +52,15 @@ class Gate:
         self.rate = 0.0
         """Requests a second, of a closed gate; 0 until its first pause is over."""
         self._step = GUESSED
-        self._until = self._asked_until = -math.inf  # the end of the pause; as far as the provider asked for it
+        self._until = -math.inf  # the end of the pause
         self._last = -math.inf  # when a request left
         self._since, self._sent, self._refused = -math.inf, 0, 0  # what an open gate, and its first pause, have seen
         self._cut_at, self._cuts = -math.inf, 0  # cuts in a row
         self._sole: str | None = None  # the agent, while all that was refused since the gate closed is one agent's
 
-    def is_scout(self, agent: str, now: float) -> bool:
-        """Whether this agent need not wait in line: it alone was refused, and comes again by its own `Retry`."""
-        return agent == self._sole and now >= self._asked_until - _MOMENT
+    def is_scout(self, agent: str) -> bool:
+        """Whether this agent need not wait: it alone was refused, has its own `Retry`, and tries the way for the others."""
+        return agent == self._sole
 
     def wait(self, now: float) -> float:
         """Seconds until one may leave; 0 = now."""
@@ -96,7 +96,6 @@ class Gate:
         if self.is_open and self._cuts >= HOPELESS:
             return
         asked = min(retry_after, PATIENCE) if retry_after is not None and retry_after > 0 else 0.0
-        self._asked_until = max(self._asked_until, now + asked)
         if self.is_open:
             self.is_open, self.rate, self._sole = False, 0.0, agent
             self._refused += 1
@@ -104,14 +103,14 @@ class Gate:
             if agent != self._sole:
                 self._sole = None
             if left_at <= self._cut_at:  # it says nothing of what that cut has done
-                self._until = max(self._until, self._asked_until)
+                self._until = max(self._until, now + asked)
                 self._refused += 1
                 return
             if self.rate:
                 self._slow_to(self.rate / 2, KNOWN)
         self._cut_at = now
         self._cuts += 1
-        self._until = max(self._asked_until, now + (asked or (1 / self.rate if self.rate else PAUSE)))
+        self._until = max(self._until, now + (asked or (1 / self.rate if self.rate else PAUSE)))
         self._last = -math.inf  # it was not let in, so the next one need not keep a distance from it
         if self._cuts >= HOPELESS:
             self._open()
@@ -160,7 +159,7 @@ class Line:
         """Wait for one's turn. A task that is cancelled leaves the line."""
         now = self._env.monotonic()
         gate = self.gate
-        if gate.is_open or gate.is_scout(agent, now) or not (self.waiting or gate.wait(now)):
+        if gate.is_open or gate.is_scout(agent) or not (self.waiting or gate.wait(now)):
             gate.leave(now, len(self.waiting))
             return Pass(self, agent, now)
         turn: asyncio.Future[float] = asyncio.get_running_loop().create_future()
@@ -184,7 +183,7 @@ class Line:
         was_open = gate.is_open
         gate.refuse(left_at, now, retry_after, agent)
         if was_open and not gate.is_open:
-            self._log.warning(
+            self._log.info(
                 "the provider limits the rate: requests wait in line", provider=self.owner.name, model=self.owner.model,
                 pause=round(gate.wait(now), 3),
             )  # fmt: skip
