@@ -15,7 +15,7 @@ from nitinol.actors.hook_runner import HookFailed, HookRunner, hook_context
 from nitinol.actors.port import Port, Stopper
 from nitinol.agent import Agent, model_name
 from nitinol.env import Env, Loop
-from nitinol.errors import ConfigurationError, ConnectionFailed, MalformedResponse, ProviderError
+from nitinol.errors import ConfigurationError, ConnectionFailed, InvalidRequest, MalformedResponse, ProviderError
 from nitinol.hooks import Halt
 from nitinol.http import HttpPool
 from nitinol.inputs import (
@@ -297,7 +297,8 @@ class _Attempt:
         usage: Usage | None = None
         if self.sent:
             # Who got no connection, or an HTTP error, owes nothing; anything later is owed, at least the input.
-            unheard = isinstance(error, ConnectionFailed) and known.status_code is None
+            unsent = isinstance(error, (ConnectionFailed, ConfigurationError, InvalidRequest))
+            unheard = unsent and known.status_code is None
             refused = not self.characters and self.usage is None and (unheard or (known.status_code or 0) >= 400)
             usage = NO_USAGE if refused else self.usage or self._estimate()
         elif self._is_open():
