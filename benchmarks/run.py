@@ -25,6 +25,7 @@ BENCHES = (
     "long_life",
     "sleeping",
     "sse",
+    "gate",
     "import_time",
 )
 
