@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from nitinol.messages import Audio, Document, Image, Media, Message, Native, Part, Text, Thinking, ToolAnswer, ToolCall
 from nitinol.provider import ModelRequest
@@ -208,7 +208,7 @@ class _Natives:
         return call_id is None or str(call_id) in self._kept
 
     def keeps(self, call_id: object) -> bool:
-        return call_id in self._kept
+        return str(call_id) in self._kept
 
 
 def _open(messages: Sequence[Message]) -> Iterator[str]:
@@ -219,12 +219,21 @@ def _open(messages: Sequence[Message]) -> Iterator[str]:
     parts = [
         part for part in messages[last].parts if not isinstance(part, Native) or part.data.get("type") != "container"
     ]
-    if messages[last:][1:] or isinstance(parts[-1], Native):
+    if last + 1 < len(messages) or (parts and isinstance(parts[-1], Native)):
         for part in parts:
             if isinstance(part, Native) and _is_call(part.data):
                 yield str(part.data["id"])
-            elif isinstance(part, ToolCall) and part.signature is not None:
-                yield str(json.loads(part.signature).get("tool_id"))
+            elif isinstance(part, ToolCall) and (caller := _caller(part)):
+                yield str(caller.get("tool_id"))
+
+
+def _caller(call: ToolCall) -> dict[str, Any] | None:
+    """The vendor's own code that has made this call, as it was told."""
+    try:
+        caller: Any = json.loads(call.signature or "null")
+    except ValueError:
+        return None
+    return cast("dict[str, Any]", caller) if isinstance(caller, dict) else None
 
 
 def _is_call(data: Mapping[str, Any]) -> bool:
@@ -269,10 +278,8 @@ def _call(call: ToolCall, ids: _Ids, natives: _Natives | None) -> dict[str, Any]
         "name": re.sub(r"[^a-zA-Z0-9_-]", "_", call.name)[:64] or "_",
         "input": dict(arguments),
     }
-    if natives is not None and call.signature is not None:
-        caller = json.loads(call.signature)
-        if natives.keeps(caller.get("tool_id")):
-            made["caller"] = caller
+    if natives is not None and (caller := _caller(call)) and natives.keeps(caller.get("tool_id")):
+        made["caller"] = caller
     return made
 
 

@@ -36,7 +36,7 @@ from tests.messages_api import (
     tools,
     user,
 )
-from tests.servers import Server, answer, cut, stream
+from tests.servers import Server, answer, cut, hang, head, stream
 
 from nitinol import errors
 from nitinol.http import HttpPool
@@ -302,6 +302,7 @@ class TestCalls:
         assert respond(begun(), *called(0, "a", "f"), *ended("end_turn")).stop_reason == "tool_use"
         assert respond(begun(), *ended("tool_use")).stop_reason == "end_turn"
         assert respond(begun(), *ended("something_new")).stop_reason == "other"
+        assert respond(begun(), *ended(None)).stop_reason == "other"
 
 
 class TestFailures:
@@ -399,6 +400,13 @@ class TestFailures:
         with Server(cut(data[: len(data) // 2])) as server, pytest.raises(errors.ConnectionFailed):
             over_http(server.url, seen.append)
         assert seen[0] == UsageSoFar(Usage(input_tokens=12, output_tokens=1))
+
+    def test_a_server_that_stays_after_the_end_keeps_nobody_waiting(self) -> None:
+        """Its connection is closed, and no stall is told of an answer that is whole."""
+        silent = hang((head(), (RECORDINGS / "text.sse").read_bytes()))
+        with Server(silent) as server:
+            assert isinstance(over_http(server.url)[-1], ModelResponse)
+            assert silent.closed.wait(10)
 
     def test_what_comes_after_the_end_is_nobodys_business(self) -> None:
         """Nor that the connection is then cut."""

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, Literal, cast, get_args
 
+import pydantic
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests import strict_anthropic
 from tests.messages_api import (
+    ASK,
     PNG,
     STREAMS,
     WHOLE,
@@ -282,6 +285,30 @@ def requests(draw: st.DrawFn) -> ModelRequest:
     )
 
 
+class Author(pydantic.BaseModel):
+    """Who wrote it."""
+
+    name: str = pydantic.Field(min_length=1)
+    mail: str | None = None
+
+
+class Report(pydantic.BaseModel):
+    """A report."""
+
+    title: str = pydantic.Field(description="In a few words.", max_length=80)
+    authors: list[Author] = pydantic.Field(min_length=1)
+    score: float = pydantic.Field(0.5, ge=0, le=1)
+    kind: Literal["long", "short"] = "long"
+    at: datetime
+    done: bool
+
+
+class Choice(pydantic.BaseModel):
+    """One or the other."""
+
+    one: Report | Author
+
+
 MODELS = ("claude-fable-5-2", "claude-opus-4-7", "claude-sonnet-4-6", "claude-haiku-4-5", "claude-3-haiku", "local")
 
 
@@ -324,6 +351,14 @@ class TestEveryRequestIsTaken:
         ):
             assert strict_anthropic.faults({**body, "messages": messages})
 
+    @pytest.mark.parametrize("kind", [Report, Choice, list[Report], Literal["a", "b"], int | None])
+    def test_schemas_are_told_as_the_vendor_tells_them(self, kind: Any) -> None:
+        """But for the words about what the format cannot say."""
+        transform = pytest.importorskip("anthropic").transform_schema
+        schema = pydantic.TypeAdapter(kind).json_schema()
+        ours = sent(ASK.replace(output_schema=schema))["output_config"]["format"]["schema"]
+        assert _bare(ours) == _bare(transform(schema))
+
     def test_betas_are_ones_that_the_vendor_knows(self) -> None:
         known = pytest.importorskip("anthropic.types").AnthropicBetaParam
         assert set(BETAS.values()) <= set(get_args(get_args(known)[1]))
@@ -350,8 +385,8 @@ class TestFuzz:
         assert all(usage.fault() is None for usage in told)
         if fault is None:
             assert isinstance(seen[-1], ModelResponse)
-            natives = [part.data for part in seen[-1].message.parts if isinstance(part, Native)]
-            json.dumps(natives, allow_nan=False)
+            back = sent(ASK.replace(messages=(*ASK.messages, seen[-1].message)))
+            json.dumps(back, allow_nan=False)  # what is read can be sent again
 
     @settings(max_examples=300, deadline=None)
     @given(st.sampled_from(STREAMS), st.data())
@@ -361,6 +396,19 @@ class TestFuzz:
             raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
         seen, fault = attempt(bytes(raw))
         assert fault is not None or isinstance(seen[-1], ModelResponse)
+
+
+def _bare(schema: Any) -> Any:
+    """A schema without descriptions, and without a type that its values tell as well."""
+    if isinstance(schema, list):
+        return [_bare(item) for item in cast("list[object]", schema)]
+    if not isinstance(schema, dict):
+        return schema
+    fields = {key: _bare(item) for key, item in cast("dict[str, object]", schema).items()}
+    fields.pop("description", None)
+    if "enum" in fields or "const" in fields:
+        fields.pop("type", None)
+    return fields
 
 
 def _spots(value: Any) -> Iterator[tuple[Any, Any]]:
