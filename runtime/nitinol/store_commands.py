@@ -23,8 +23,8 @@ from nitinol.errors import BadExport, ConfigurationError, NotFound, StorageFaile
 if TYPE_CHECKING:
     from nitinol.events import Event
     from nitinol.journal.base import Head, Past
+    from nitinol.journal.bill import Spent
     from nitinol.journal.read_only import ReadOnlyJournal
-    from nitinol.journal.rows import Spent
 
 PAGE = 1000
 """Events read at a time."""
@@ -232,7 +232,7 @@ def _plain(usage: Any) -> dict[str, Any]:
 
 
 def _total(bill: Iterable[Spent]) -> Spent:
-    from nitinol.journal.rows import Spent
+    from nitinol.journal.bill import Spent
 
     total = Spent()
     for spent in bill:
