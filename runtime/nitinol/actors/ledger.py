@@ -56,7 +56,7 @@ class Ledger:
         if self.budget is None:
             return
         for day, spent in journal.spent("day").items():
-            self._add(self._period(day, day[:7]), Amount(spent.cost, spent.usage.total_tokens))
+            self._add(self._period(day, day[:7]), Amount(spent.priced, spent.usage.total_tokens))
         for head in journal.heads(reserved=True):
             if head.reserved is not None:
                 self._orphans[head.key] = head.reserved

@@ -353,4 +353,6 @@ def _brief(error: Exception) -> str:
 
 
 def _sum(spent: Spent | None) -> str:
-    return "no row" if spent is None else f"{spent.usage.total_tokens} tokens, ${spent.cost}, {spent.unpriced} unpriced"
+    return (
+        "no row" if spent is None else f"{spent.usage.total_tokens} tokens, ${spent.priced}, {spent.unpriced} unpriced"
+    )

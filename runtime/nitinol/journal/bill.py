@@ -16,21 +16,26 @@ By = Literal["agent", "key", "model", "day"]
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """A sum of rows of the bill."""
+    """A sum of rows of the bill, one for each attempt at a model."""
 
     usage: Usage = NO_USAGE
-    cost: Decimal = Decimal(0)
+    priced: Decimal = Decimal(0)
     """US dollars, of the rows that have a price."""
     unpriced: int = 0
     """Rows whose cost is not known."""
 
+    @property
+    def cost(self) -> Decimal | None:
+        """US dollars; `None` = unknown, as a row has no price."""
+        return None if self.unpriced else self.priced
+
     def plus(self, row: ev.UsageUpdated) -> Spent:
         """With one more row."""
         cost = Decimal(0) if row.cost is None else row.cost
-        return Spent(self.usage + row.usage, self.cost + cost, self.unpriced + (row.cost is None))
+        return Spent(self.usage + row.usage, self.priced + cost, self.unpriced + (row.cost is None))
 
     def __add__(self, other: Spent) -> Spent:
-        return Spent(self.usage + other.usage, self.cost + other.cost, self.unpriced + other.unpriced)
+        return Spent(self.usage + other.usage, self.priced + other.priced, self.unpriced + other.unpriced)
 
 
 NOTHING = Spent()

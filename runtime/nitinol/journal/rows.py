@@ -148,7 +148,7 @@ def save_spent(connection: sqlite3.Connection, at: tuple[str, str], spent: Spent
     usage = _usage().dump_json(spent.usage, exclude_defaults=True).decode()
     connection.execute(
         "INSERT OR REPLACE INTO scopes (scope, name, usage, cost, unpriced) VALUES (?, ?, ?, ?, ?)",
-        (*at, usage, str(spent.cost), spent.unpriced),
+        (*at, usage, str(spent.priced), spent.unpriced),
     )
 
 
