@@ -67,5 +67,5 @@ def test_a_budget_outlives_kill_9(seed: int, tmp_path: Path, capsys: pytest.Capt
     assert BUDGET.usd is not None
     assert billed <= recorded <= BUDGET.usd
     assert recorded > BUDGET.usd * Decimal("0.9")
-    orphans = [event for event in log if event.type == "model.failed" and event.error_type == "Interrupted"]
+    orphans = [event for event in log if isinstance(event, ev.ModelFailed) and event.error_type == "Interrupted"]
     assert len(orphans) == open_at_death, "each that was in flight has its row, as an estimate"
