@@ -23,7 +23,8 @@ PRICES = Prices(input="0", output="1000")
 def scripted(script: Any, output_tokens: int = 100, **options: Any) -> Agent[Any]:
     """An agent whose answers cost 0.1 cent a token, each `output_tokens` long, and may have 300."""
     model = ScriptedProvider(script, usage=Usage(output_tokens=output_tokens), prices=PRICES)
-    return Agent(name="spender", model=model, **{"max_output_tokens": 300, **options})
+    options = {"max_output_tokens": 300, **options}
+    return Agent(name="spender", model=model, **options)
 
 
 def hello(request: ModelRequest) -> Answer:
