@@ -104,6 +104,10 @@ def summary(event: Event) -> str:
             return f"incarnation {event.incarnation}{', recovered' if event.recovered else ''}"
         case "agent.stopped" | "run.paused" | "input.dropped":
             return in_line(event.reason)
+        case "budget.reserved" | "budget.settled":
+            return f"{in_line(event.scope)}: {show_cost(event.amount)}, {count(event.tokens, 'token')}"
+        case "budget.warning":
+            return f"{in_line(event.scope)}: {event.fraction:.0%} of {in_line(event.limit)} is spent: {in_line(event.spent)}"
         case "budget.exceeded":
             return f"{in_line(event.scope)}: spent {in_line(event.spent)}, needs {in_line(event.needed)}, limit {in_line(event.limit)}"
         case "loop.detected":
