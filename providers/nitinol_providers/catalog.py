@@ -50,9 +50,7 @@ _CALLS = ("web_searches_kcount", "social_searches_kcount", "storage_searches_kco
 # Of a picture or a sound in the input we do not know how many tokens it had, and charge it as text. What an answer is
 # made of decides much more; a model that answers with pictures or sounds has no known price.
 _AS_TEXT = re.compile(r"(input|cache)_(text|audio|image|video)(_read|_write|_write_1h|_write_5m)?_mtok")
-_VERSION = re.compile(
-    r"(?:[-@:.]?(?:latest|preview|exp|beta|\d{3,8}|\d{2}-\d{2,4}|\d{4}-\d{2}-\d{2})(?=[-@:.]|$))*"
-)
+_VERSION = re.compile(r"(?:[-@:.]?(?:latest|preview|exp|beta|\d{3,8}|\d{2}-\d{2,4}|\d{4}-\d{2}-\d{2})(?=[-@:.]|$))*")
 _COMPACT_DATE = re.compile(r"-(20\d{2})(\d{2})(\d{2})$")
 _AHEAD = timedelta(days=1)
 """Prices that begin before then may be those that a request of now is billed by."""
