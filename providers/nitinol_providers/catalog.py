@@ -51,6 +51,7 @@ _CALLS = ("web_searches_kcount", "social_searches_kcount", "storage_searches_kco
 # made of decides much more; a model that answers with pictures or sounds has no known price.
 _AS_TEXT = re.compile(r"(input|cache)_(text|audio|image|video)(_read|_write|_write_1h|_write_5m)?_mtok")
 _VERSION = re.compile(r"(?:[-@:.]?(?:latest|preview|exp|beta|\d{3,8}|\d{2}-\d{2,4}|\d{4}-\d{2}-\d{2})(?=[-@:.]|$))*")
+_TUNED = re.compile(r"^(ft:[^:]+):.*")  # what follows a fine-tuned model's base is the owner's
 _COMPACT_DATE = re.compile(r"-(20\d{2})(\d{2})(\d{2})$")
 _AHEAD = timedelta(days=1)
 """Prices that begin before then may be those that a request of now is billed by."""
@@ -75,7 +76,12 @@ def model_info(model: str, *, vendor: str | None = None, url: str | None = None)
     if snapshot is not _current:  # `genai_prices.UpdatePrices` has brought a newer one, if the user runs it
         _look_up.cache_clear()
         _current = snapshot
-    return _look_up(model, vendor, url)
+    if vendor is None:
+        try:
+            vendor = snapshot.find_provider(None, None, url).id
+        except LookupError:
+            return ModelInfo()
+    return _look_up(model, vendor)
 
 
 def known_models(name: str | None = None) -> Iterator[KnownModel]:
@@ -97,15 +103,10 @@ def known_models(name: str | None = None) -> Iterator[KnownModel]:
 
 
 @lru_cache(maxsize=4096)
-def _look_up(model: str, vendor: str | None, url: str | None) -> ModelInfo:
+def _look_up(model: str, vendor: str) -> ModelInfo:
     from genai_prices.data_snapshot import get_snapshot
 
     snapshot = get_snapshot()
-    if vendor is None:
-        try:
-            vendor = snapshot.find_provider(None, None, url).id
-        except LookupError:
-            return ModelInfo()
     name = model.lower().removeprefix("models/") if vendor == "google" else model.lower()
     served = supplement.SERVES.get(vendor, {}).get(name, name)
     entry = _entry(snapshot, served, vendor)
@@ -128,7 +129,8 @@ def _entry(snapshot: DataSnapshot, name: str, vendor: str) -> Entry | None:
         _, entry = snapshot.find_provider_model(name, None, vendor, None)
     except LookupError:
         return None
-    names = (name, _COMPACT_DATE.sub(r"-\1-\2-\3", name))
+    base = _TUNED.sub(r"\1", name)
+    names = (base, _COMPACT_DATE.sub(r"-\1-\2-\3", base))
     return entry if any(name == entry.id.lower() or _is_version(entry.match, name) for name in names) else None
 
 
