@@ -257,7 +257,7 @@ def _spend(options: argparse.Namespace) -> int:
         )
         for name, spent in bill.items()
     ]  # fmt: skip
-    for line in _table((header, *rows), right=(1, 2, 3, 4, 5)) if rows else ():
+    for line in terminal.table((header, *rows), right=(1, 2, 3, 4, 5)) if rows else ():
         print(line)
     print(f"the bill: {terminal.show_tokens(total.usage)}, {terminal.show_cost(total.priced)}{_unpriced(total)}")
     return 0

@@ -379,6 +379,20 @@ class TestSource:
         assert event.price_source == prices_of("gpt-4o", "openai").source
         assert event.cost == result.cost == Decimal("0.0035")
 
+    def test_a_bill_of_the_providers_own_is_above_every_price(self) -> None:
+        """And says that it is one, and of which day."""
+        usage = Usage(input_tokens=1_000, reported_cost=Decimal("0.0123"))
+        model = ScriptedProvider([say("Hello.")], usage=usage)
+        with Runtime() as rt, rt.subscribe("usage.*") as events:
+            result = rt.start(Agent(name="a", model=model, prices=Prices(input="3", output="15"))).ask("Hi")
+            event = events.get(timeout=10)
+        assert event is not None
+        assert event.type == "usage.updated"
+        assert event.cost == result.cost == Decimal("0.0123")
+        assert (
+            event.price_source == f"reported by {model.name} ({datetime.fromtimestamp(event.ts / 1e9, UTC):%Y-%m-%d})"
+        )
+
     def test_nothing_imports_the_catalogue_before_it_is_asked(self) -> None:
         """It takes longer than everything else together; nor does making a provider."""
         code = (
