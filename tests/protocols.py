@@ -1,0 +1,56 @@
+"""The four wire formats and their providers: what a test of all of them is parametrised over."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from nitinol.provider import Provider
+from nitinol_providers import OpenAICompatible
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Protocol:
+    """One wire format, and the provider that speaks it to a server on loopback."""
+
+    name: str
+    path: str
+    """What is asked under the server's address; a pattern of `re`."""
+    make: Callable[[str, str], Provider]
+    """The provider for a model and a server's address, without a slash at the end."""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _made(module: str, name: str, suffix: str, model: str, url: str) -> Provider:
+    made: Any = getattr(importlib.import_module(f"nitinol_providers.{module}"), name)
+    provider: Provider = made(model, base_url=url + suffix, api_key="sk-secret")
+    return provider
+
+
+def _chat(model: str, url: str) -> Provider:
+    return OpenAICompatible(model, base_url=f"{url}/v1", api_key="sk-secret")
+
+
+def _there(module: str) -> bool:
+    return importlib.util.find_spec(f"nitinol_providers.{module}") is not None
+
+
+_ALL = (
+    Protocol(name="chat", path=r"/v1/chat/completions", make=_chat),
+    Protocol(name="responses", path=r"/v1/responses", make=partial(_made, "openai", "OpenAI", "/v1")),
+    Protocol(name="messages", path=r"/v1/messages", make=partial(_made, "anthropic", "Anthropic", "")),
+    Protocol(
+        name="gemini",
+        path=r"/v1beta/models/[\w.-]+:streamGenerateContent\?alt=sse",
+        make=partial(_made, "gemini", "Gemini", ""),
+    ),
+)
+PROTOCOLS = [
+    p for p in _ALL if p.name == "chat" or _there({"responses": "openai", "messages": "anthropic"}.get(p.name, p.name))
+]
