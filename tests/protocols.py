@@ -9,6 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from tests.fakes.chat import Chat
+from tests.fakes.gemini import Gemini
+from tests.fakes.messages import Messages
+from tests.fakes.responses import Responses
+from tests.fakes.said import Fake
+
 from nitinol.provider import Provider
 from nitinol_providers import OpenAICompatible
 
@@ -20,6 +26,10 @@ class Protocol:
     name: str
     path: str
     """What is asked under the server's address; a pattern of `re`."""
+    model: str
+    """A model of the vendor's that thinks and calls tools."""
+    fake: Callable[[], Fake]
+    """A strict server's script."""
     make: Callable[[str, str], Provider]
     """The provider for a model and a server's address, without a slash at the end."""
 
@@ -42,11 +52,13 @@ def _there(module: str) -> bool:
 
 
 _ALL = (
-    Protocol(name="chat", path=r"/v1/chat/completions", make=_chat),
-    Protocol(name="responses", path=r"/v1/responses", make=partial(_made, "openai", "OpenAI", "/v1")),
-    Protocol(name="messages", path=r"/v1/messages", make=partial(_made, "anthropic", "Anthropic", "")),
+    Protocol(name="chat", path=r"/v1/chat/completions", model="gpt-oss-120b", fake=Chat, make=_chat),
+    Protocol(name="responses", path=r"/v1/responses", model="gpt-5.4", fake=Responses, make=partial(_made, "openai", "OpenAI", "/v1")),
+    Protocol(name="messages", path=r"/v1/messages", model="claude-sonnet-4-6", fake=Messages, make=partial(_made, "anthropic", "Anthropic", "")),
     Protocol(
         name="gemini",
+        model="gemini-3-pro",
+        fake=Gemini,
         path=r"/v1beta/models/[\w.-]+:streamGenerateContent\?alt=sse",
         make=partial(_made, "gemini", "Gemini", ""),
     ),
