@@ -52,6 +52,8 @@ class Conversation:
     wrong: list[str] = field(default_factory=list[str])
     broken: str = ""
     """The leg that fails in mid-turn."""
+    refused: int = 0
+    """How often it did."""
 
     def asks(self, question: str) -> None:
         """The user asks."""
@@ -66,16 +68,21 @@ class Conversation:
             turn = Turn(
                 thinking=f"{_THOUGHT} {name} {number} é😀",
                 text=f"Let me see, {name} {number}.",
-                calls=[("look_up", {"word": f"ünïcode {number}"}), ("note", {"text": f'"{number}"', "tags": ["a", "b"]})],
+                calls=[
+                    ("look_up", {"word": f"ünïcode {number}"}),
+                    ("note", {"text": f'"{number}"', "tags": ["a", "b"]}),
+                ],
             )
         elif name == self.broken and [text for who, text in self.said if who == "user"][-1] == _BREAKS:
+            self.refused += 1
             return 503
         else:
             turn = Turn(thinking=f"{_THOUGHT} {name} {number}", text=f"The answer of {name} is {number}.")
         self.said.append(("assistant", turn.text))
-        self.said += [called(tool, arguments) for tool, arguments in turn.calls]
+        self.said.extend(called(tool, arguments) for tool, arguments in turn.calls)
         if turn.calls:
-            self.said += [("result", f"ünïcode {number} means 42"), ("result", "for 2")]
+            self.said.append(("result", f"ünïcode {number} means 42"))
+            self.said.append(("result", "for 2"))
         return turn
 
 
@@ -109,6 +116,7 @@ def carry(first: Protocol, second: Protocol) -> list[str]:
             ("five", agent),
             ("six", agent.replace(model=models[1])),
         ]
+        ref = rt.start(agent, key="traveller")
         for question, definition in legs:
             said.asks(question)
             ref = rt.start(definition, key="traveller")
@@ -117,6 +125,8 @@ def carry(first: Protocol, second: Protocol) -> list[str]:
                 return [*said.wrong, f"{question!r} ended {result.status}: {result.error}"]
             if [call.outcome for call in result.tool_calls] != ["ok", "ok"]:
                 said.wrong.append(f"{question!r}: {result.tool_calls}")
+        if said.refused != 1:
+            said.wrong.append(f"the first leg broke {said.refused} times, not once")
         transcript = ref.history()
         if view(transcript) != (tuple(transcript), 0, 0):
             said.wrong.append("the transcript is not valid as it is")

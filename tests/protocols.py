@@ -7,16 +7,21 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tests.fakes.chat import Chat
 from tests.fakes.gemini import Gemini
 from tests.fakes.messages import Messages
 from tests.fakes.responses import Responses
-from tests.fakes.said import Fake
 
 from nitinol.provider import Provider
 from nitinol_providers import OpenAICompatible
+
+if TYPE_CHECKING:
+    from tests.fakes.said import Fake
+
+RECORDINGS = Path(__file__).parent / "providers" / "recordings"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +38,15 @@ class Protocol:
     make: Callable[[str, str], Provider]
     """The provider for a model and a server's address, without a slash at the end."""
 
+    folder: str = ""
+    """Of the recordings."""
+
     def __str__(self) -> str:
         return self.name
+
+    def recordings(self) -> dict[str, bytes]:
+        """Answers of real servers as they were streamed, by name."""
+        return {path.stem: path.read_bytes() for path in sorted((RECORDINGS / self.folder).glob("*.sse"))}
 
 
 def _made(module: str, name: str, suffix: str, model: str, url: str) -> Provider:
@@ -53,10 +65,25 @@ def _there(module: str) -> bool:
 
 _ALL = (
     Protocol(name="chat", path=r"/v1/chat/completions", model="gpt-oss-120b", fake=Chat, make=_chat),
-    Protocol(name="responses", path=r"/v1/responses", model="gpt-5.4", fake=Responses, make=partial(_made, "openai", "OpenAI", "/v1")),
-    Protocol(name="messages", path=r"/v1/messages", model="claude-sonnet-4-6", fake=Messages, make=partial(_made, "anthropic", "Anthropic", "")),
+    Protocol(
+        name="responses",
+        folder="responses",
+        path=r"/v1/responses",
+        model="gpt-5.4",
+        fake=Responses,
+        make=partial(_made, "openai", "OpenAI", "/v1"),
+    ),
+    Protocol(
+        name="messages",
+        folder="anthropic",
+        path=r"/v1/messages",
+        model="claude-sonnet-4-5",
+        fake=Messages,
+        make=partial(_made, "anthropic", "Anthropic", ""),
+    ),
     Protocol(
         name="gemini",
+        folder="gemini",
         model="gemini-3-pro",
         fake=Gemini,
         path=r"/v1beta/models/[\w.-]+:streamGenerateContent\?alt=sse",

@@ -53,5 +53,3 @@ def _heard(body: Any) -> Iterator[Heard]:
             yield "result", text
         for call in sequence(message.get("tool_calls")):
             yield called(call["function"]["name"], json.loads(call["function"]["arguments"]))
-
-

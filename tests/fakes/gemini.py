@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tests import servers
 from tests.fakes.said import Bill, Heard, Turn, called, event, halves, mapping, sequence
+
+if TYPE_CHECKING:
+    from tests.servers import Request
 
 UNSIGNED = ("skip_thought_signature_validator", "context_engineering_is_the_way_to_go")
 """What the vendor documents to stand for the signature of a call that another model made."""
@@ -21,7 +23,7 @@ class Gemini:
     def __init__(self) -> None:
         self._signed: dict[str, Any] = {}
 
-    def read(self, request: servers.Request) -> tuple[list[str], list[Heard]]:
+    def read(self, request: Request) -> tuple[list[str], list[Heard]]:
         body = mapping(request.json)
         return [*self._faults(request, body)], list(_heard(body))
 
@@ -59,7 +61,7 @@ class Gemini:
         self._signed[signature] = json.loads(json.dumps(part))
         return signature
 
-    def _faults(self, request: servers.Request, body: Mapping[str, Any]) -> Iterator[str]:
+    def _faults(self, request: Request, body: Mapping[str, Any]) -> Iterator[str]:
         if not request.headers.get("x-goog-api-key"):
             yield "there is no key"
         if "alt=sse" not in request.path:

@@ -6,10 +6,12 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tests import servers
 from tests.fakes.said import Bill, Heard, Turn, called, event, halves, mapping, sequence
+
+if TYPE_CHECKING:
+    from tests.servers import Request
 
 _ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,128}")
@@ -39,7 +41,7 @@ class Messages:
         self._signed: dict[str, str] = {}
         self._ids = 0
 
-    def read(self, request: servers.Request) -> tuple[list[str], list[Heard]]:
+    def read(self, request: Request) -> tuple[list[str], list[Heard]]:
         body = mapping(request.json)
         return [*self._faults(request, body)], list(_heard(body))
 
@@ -50,7 +52,7 @@ class Messages:
             "cache_read_input_tokens": bill.cached,
             "output_tokens": 1,
         }
-        message = {
+        message: dict[str, Any] = {
             "id": self._id("msg"),
             "type": "message",
             "role": "assistant",
@@ -80,7 +82,8 @@ class Messages:
             made += [{"type": "content_block_delta", "index": index, "delta": delta} for delta in deltas]
             made.append({"type": "content_block_stop", "index": index})
         ended = {"stop_reason": "tool_use" if turn.calls else "end_turn", "stop_sequence": None}
-        made.append({"type": "message_delta", "delta": ended, "usage": {"output_tokens": bill.output}})
+        told = {"output_tokens": bill.output, "output_tokens_details": {"thinking_tokens": bill.reasoning}}
+        made.append({"type": "message_delta", "delta": ended, "usage": told})
         return [event(data) for data in [*made, {"type": "message_stop"}]]
 
     def error(self, status: int, message: str) -> object:
@@ -91,7 +94,7 @@ class Messages:
         self._ids += 1
         return f"{prefix}_01Fake{self._ids:06}"
 
-    def _faults(self, request: servers.Request, body: Mapping[str, Any]) -> Iterator[str]:
+    def _faults(self, request: Request, body: Mapping[str, Any]) -> Iterator[str]:
         for header in ("x-api-key", "anthropic-version"):
             if not request.headers.get(header):
                 yield f"there is no header {header}"
@@ -108,7 +111,7 @@ class Messages:
         if len(re.findall(rb'"cache_control"', request.body)) > 4:
             yield "more than 4 blocks have cache_control"
         yield from self._conversation([mapping(message) for message in sequence(body.get("messages"))])
-        yield from _open_turn(sequence(body.get("messages")), thinking.get("type") in ("enabled", "adaptive"))
+        yield from _open_turn(sequence(body.get("messages")), thinking.get("type") == "enabled")
 
     def _conversation(self, messages: list[Mapping[str, Any]]) -> Iterator[str]:
         if not messages or messages[0].get("role") != "user":
@@ -162,7 +165,7 @@ class Messages:
 
 
 def _open_turn(messages: list[Any] | Any, thinks: bool) -> Iterator[str]:
-    """A model that thinks, and has called tools since the user last spoke, began with a thought."""
+    """A model with a budget to think, which has called tools since the user last spoke, began with a thought."""
     begun: list[Mapping[str, Any]] = []
     for message in messages:
         blocks = _blocks(mapping(message))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tests import servers
 from tests.fakes.said import Bill, Heard, Turn, called, event, halves, mapping, sequence
+
+if TYPE_CHECKING:
+    from tests.servers import Request
 
 _PREFIX = {"reasoning": "rs_", "message": "msg_", "function_call": "fc_"}
 _PARTS = {"user": ("input_text", "input_image", "input_file"), "assistant": ("output_text", "refusal")}
@@ -24,7 +26,7 @@ class Responses:
         """What was led to, by its id: what the reasoning before it holds encrypted."""
         self._ids = 0
 
-    def read(self, request: servers.Request) -> tuple[list[str], list[Heard]]:
+    def read(self, request: Request) -> tuple[list[str], list[Heard]]:
         body = mapping(request.json)
         return [*self._faults(request, body)], list(_heard(body))
 
@@ -59,7 +61,7 @@ class Responses:
         encrypted = ""
         if turn.thinking:
             encrypted = self._id("gAAAA")
-            item = {"id": self._id("rs_"), "type": "reasoning", "summary": [], "encrypted_content": ""}
+            item: dict[str, Any] = {"id": self._id("rs_"), "type": "reasoning", "summary": [], "encrypted_content": ""}
             where = {**begin(item), "summary_index": 0}
             tell("reasoning_summary_part.added", **where, part={"type": "summary_text", "text": ""})
             for piece in halves(turn.thinking):
@@ -72,7 +74,7 @@ class Responses:
         if turn.text:
             item = {"id": self._id("msg_"), "type": "message", "status": "in_progress", "role": "assistant"}
             where = {**begin({**item, "content": []}), "content_index": 0}
-            part = {"type": "output_text", "annotations": [], "logprobs": [], "text": ""}
+            part: dict[str, Any] = {"type": "output_text", "annotations": [], "logprobs": [], "text": ""}
             tell("content_part.added", **where, part=part)
             for piece in halves(turn.text):
                 tell("output_text.delta", **where, delta=piece, logprobs=[])
@@ -106,7 +108,7 @@ class Responses:
         self._ids += 1
         return f"{prefix}68fake{self._ids:06}"
 
-    def _faults(self, request: servers.Request, body: Mapping[str, Any]) -> Iterator[str]:
+    def _faults(self, request: Request, body: Mapping[str, Any]) -> Iterator[str]:
         if not request.headers.get("authorization", "").startswith("Bearer "):
             yield "there is no key"
         if body.get("store") is not False:
@@ -153,8 +155,8 @@ class Responses:
                     yield f"call_id {call_id!r} is taken"
                 if [o.get("type") for o in after if o.get("call_id") == call_id] != ["function_call_output"]:
                     yield f"call {call_id!r} is not answered once"
-                waiting = next((other for other in after if _role(other) == "user"), {})
-                if waiting.get("type") != "function_call_output":
+                waiting = next((other.get("type") for other in after if _role(other) == "user"), None)
+                if waiting != "function_call_output":
                     yield f"the user speaks before call {call_id!r} is answered"
                 try:
                     json.loads(item["arguments"])
@@ -173,7 +175,7 @@ def _is_led(before: Sequence[Mapping[str, Any]], encrypted: str) -> bool:
     """Whether this reasoning is the last, and nobody else has spoken since."""
     for item in reversed(before):
         if item.get("type") == "reasoning":
-            return item.get("encrypted_content") == encrypted
+            return str(item.get("encrypted_content")) == encrypted
         if _role(item) == "user":
             return False
     return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any, cast, get_args
 
@@ -285,7 +286,7 @@ class _Attempt:
             # Who got no connection, or an HTTP error, owes nothing; anything later is owed, at least the input.
             unheard = isinstance(error, ConnectionFailed) and known.status_code is None
             refused = not self.characters and self.usage is None and (unheard or (known.status_code or 0) >= 400)
-            usage = NO_USAGE if refused else self.usage or self._estimate()
+            usage = NO_USAGE if refused else self._at_least()
         elif self._is_open():
             usage = NO_USAGE
         self.port.tell(
@@ -326,6 +327,14 @@ class _Attempt:
         """From characters: of the request, and of what was shown or answered."""
         self.characters = max(self.characters, answer)
         return Usage(input_tokens=self.input_tokens, output_tokens=(self.characters + 3) // 4)
+
+    def _at_least(self) -> Usage:
+        """Of an attempt that was cut short: what it was told to have used, and no less than what it has shown."""
+        told, estimate = self.usage, self._estimate()
+        if told is None:
+            return estimate
+        tokens = max(told.output_tokens, estimate.output_tokens)
+        return replace(told, input_tokens=told.input_tokens or estimate.input_tokens, output_tokens=tokens)
 
     def _cost(self, usage: Usage) -> Decimal | None:
         if usage.reported_cost is not None:
