@@ -70,11 +70,11 @@ class ResponsesAnswer:
             return []
         try:
             event = parse_event(data)
-            kind: Any = event.get("type")
+            kind: str = event.get("type") or ""
             made: list[StreamPart] = []
-            if kind == "error" or (kind is None and event.get("error")):
+            if kind == "error" or (not kind and event.get("error")):
                 raise chunk_error(event.get("error") or event)
-            if kind is None and event.get("object") == "response":
+            if not kind and event.get("object") == "response":
                 kind, event = f"response.{event.get('status')}", {"response": event}
                 if kind not in _ENDS:
                     raise ValueError(f"its status is {kind[9:]!r}")
