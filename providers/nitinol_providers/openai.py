@@ -10,15 +10,14 @@ encrypted, as it came. Any other model gets the words alone.
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import replace
 from urllib.parse import urlsplit
 
 from nitinol.errors import ConfigurationError, ProviderError
-from nitinol.http import Http
+from nitinol.http import Http, drain
 from nitinol.http_errors import redact
 from nitinol.provider import ModelInfo, ModelRequest, StreamPart
 from nitinol_providers import catalog
@@ -26,8 +25,6 @@ from nitinol_providers.openai_compatible import authorization, checked_url
 from nitinol_providers.overflow import classify
 from nitinol_providers.responses_answer import ResponsesAnswer
 from nitinol_providers.responses_request import DIALECTS, OPENAI, body
-
-_LINGER = 0.25
 
 
 class OpenAI:
@@ -108,21 +105,13 @@ class OpenAI:
                     for part in answer.read(data):
                         yield part
                     if answer.ended:
-                        await self._linger(events)
+                        await drain(events)
                         break
             response = answer.response()
         except ProviderError as error:
             error.args = (redact(str(error), self._headers),)
             raise
         yield response
-
-    async def _linger(self, events: AsyncGenerator[bytes, None]) -> None:
-        """Read to the end of the body, or a connection with TLS could not be used again."""
-        if self._url[:6].lower() == "https:":
-            with suppress(TimeoutError, ProviderError):
-                async with asyncio.timeout(_LINGER):
-                    async for _ in events:
-                        pass
 
 
 def xai(
