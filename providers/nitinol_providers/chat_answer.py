@@ -97,7 +97,7 @@ class ChatAnswer:
         if not data:
             return []
         try:
-            chunk = _parse(data)
+            chunk = parse_event(data)
             if chunk.get("error"):
                 raise chunk_error(chunk["error"])
             made: list[StreamPart] = []
@@ -249,7 +249,7 @@ class ChatAnswer:
                 again += 1
             taken.add(id)
             raw = "".join(call.pieces)
-            arguments = _arguments(raw)
+            arguments = read_arguments(raw)
             made.append(
                 ToolCall(call_id=id, name=call.name, malformed=raw)
                 if arguments is None
@@ -283,22 +283,22 @@ def read_usage(raw: Mapping[str, Any]) -> Usage:
     """A `usage` object of any vendor."""
     read, wrote = _detail(raw, "prompt_tokens_details", "cached_tokens", "cache_write_tokens")
     (reasoning,) = _detail(raw, "completion_tokens_details", "reasoning_tokens")
-    prompt, total = _count(raw.get("prompt_tokens")), _count(raw.get("total_tokens"))
+    prompt, total = count(raw.get("prompt_tokens")), count(raw.get("total_tokens"))
     return Usage(
         input_tokens=prompt,
-        cache_read_tokens=read or _count(raw.get("prompt_cache_hit_tokens")),  # DeepSeek
+        cache_read_tokens=read or count(raw.get("prompt_cache_hit_tokens")),  # DeepSeek
         cache_write_tokens=wrote,
         # xAI and Gemini leave reasoning out of the completion, but not out of the total, nor of the bill.
-        output_tokens=max(_count(raw.get("completion_tokens")), total - prompt),
+        output_tokens=max(count(raw.get("completion_tokens")), total - prompt),
         reasoning_tokens=reasoning,
-        server_tool_calls=_count(_object(raw.get("server_tool_use")).get("web_search_requests")),
+        server_tool_calls=count(_object(raw.get("server_tool_use")).get("web_search_requests")),
         reported_cost=_cost(raw),
     )
 
 
 def _detail(raw: Mapping[str, Any], name: str, *keys: str) -> tuple[int, ...]:
     details = _object(raw.get(name))
-    return tuple(_count(details.get(key)) for key in keys)
+    return tuple(count(details.get(key)) for key in keys)
 
 
 def _object(value: Any) -> Mapping[str, Any]:
@@ -306,8 +306,9 @@ def _object(value: Any) -> Mapping[str, Any]:
     return value or {}
 
 
-def _count(value: Any) -> int:
-    return max(int(value), 0) if isinstance(value, (int, float)) else 0
+def count(value: Any) -> int:
+    """A number of tokens; 0 where it is none, or none that a store would take."""
+    return int(value) if isinstance(value, (int, float)) and 0 <= value < 2**63 else 0
 
 
 def _cost(raw: Mapping[str, Any]) -> Decimal | None:
@@ -323,7 +324,8 @@ def _cost(raw: Mapping[str, Any]) -> Decimal | None:
     return total if total.is_finite() and total >= 0 else None
 
 
-def _parse(data: bytes) -> Any:
+def parse_event(data: bytes) -> Any:
+    """The JSON of one event; `ValueError` if it is none."""
     try:
         return from_json(data)
     except ValueError:
@@ -333,7 +335,7 @@ def _parse(data: bytes) -> Any:
         return from_json(_LONE.sub(rb"\\ufffd", data))
 
 
-def _arguments(raw: str) -> dict[str, Any] | None:
+def read_arguments(raw: str) -> dict[str, Any] | None:
     """A call's arguments; None where they are no JSON object. Nothing at all means no arguments."""
     if not raw.strip():
         return {}

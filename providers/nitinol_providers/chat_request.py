@@ -67,7 +67,7 @@ def messages(vendor: Vendor, request: ModelRequest) -> list[dict[str, Any]]:
 
 
 def _assistant(vendor: Vendor, message: Message) -> Iterable[dict[str, Any]]:
-    notes = [_note(part) for part in message.parts if isinstance(part, (Image, Audio, Document))]
+    notes = [note(part) for part in message.parts if isinstance(part, (Image, Audio, Document))]
     natives = [part.text for part in message.parts if isinstance(part, Native)]
     text = "\n".join(filter(None, [*natives, message.text, *notes]))
     calls = [_call(vendor, call) for call in message.tool_calls]
@@ -110,7 +110,7 @@ def _tool(vendor: Vendor, message: Message) -> Iterable[dict[str, Any]]:
                 shown += [Text(f"From the tool {part.name!r}, call {_id(vendor, part.call_id)}:"), medium]
                 text = f"{text}\n[{medium.type} in the next message]".strip()
             else:
-                text = f"{text}\n{_note(medium)}".strip()
+                text = f"{text}\n{note(medium)}".strip()
         yield {"role": "tool", "tool_call_id": _id(vendor, part.call_id), "content": text or "(no output)"}
     if shown:
         yield {"role": "user", "content": _content(vendor, shown)}
@@ -123,7 +123,7 @@ def _content(vendor: Vendor, parts: Iterable[Part]) -> str | list[dict[str, Any]
         if isinstance(part, Text):
             made.append({"type": "text", "text": part.text})
         elif isinstance(part, (Image, Audio, Document)):
-            made.append(_medium(vendor, part) or {"type": "text", "text": _note(part)})
+            made.append(_medium(vendor, part) or {"type": "text", "text": note(part)})
     if all(item["type"] == "text" for item in made):
         return "\n".join(item["text"] for item in made)
     return made
@@ -148,7 +148,7 @@ def _medium(vendor: Vendor, part: Media) -> dict[str, Any] | None:
     return None
 
 
-def _note(part: Media) -> str:
+def note(part: Media) -> str:
     """What stands in the place of something the model cannot be shown."""
     size = "" if part.data is None else f", {len(part.data)} bytes"
     where = f" at {part.url}" if part.url is not None else ""

@@ -68,7 +68,7 @@ class OpenAICompatible:
         required = vendor.key_required and (bool(vendor.catalog) or is_default)
         self.name = name
         self.model = model
-        self.base_url = _checked(url, name)
+        self.base_url = checked_url(url, name)
         parts = urlsplit(self.base_url)
         self._url = parts._replace(path=f"{parts.path.rstrip('/')}/chat/completions").geturl()
         self._vendor = vendor
@@ -146,7 +146,8 @@ def vllm(model: str) -> Provider:
     return OpenAICompatible(model, name="vllm")
 
 
-def _checked(url: str, name: str) -> str:
+def checked_url(url: str, name: str) -> str:
+    """A base URL without a slash at its end; `ConfigurationError` if it is no http address."""
     try:
         parts = urlsplit(url.strip())
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
