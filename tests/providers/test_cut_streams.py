@@ -140,6 +140,7 @@ def costs(bill: Bill) -> Decimal:
     return (Decimal(bill.input - bill.cached) * 3 + bill.cached * Decimal("0.3") + bill.output * 15) / 1_000_000
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("protocol", PROTOCOLS, ids=str)
 def test_a_stream_cut_after_any_byte_is_tried_again(protocol: Protocol) -> None:
     """Or was whole. Each attempt has its row in the bill, and the transcript is valid."""

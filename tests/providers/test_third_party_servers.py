@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 from tests import aimock
+from tests.logs_of import SOON
 from tests.protocols import PROTOCOLS, Protocol
 
-from nitinol import Agent, Retry, RunResult, stream, tool
+from nitinol import Agent, Retry, RunResult, Runtime, tool
 from nitinol.events import Event, ModelFailed, UsageUpdated
 from nitinol.repair import view
 
@@ -198,9 +199,11 @@ def live(protocol: Protocol, server: aimock.Aimock, prompt: str, **options: Any)
     options.setdefault("retry", Retry(attempts=2, base=0.0, stall=0.4))
     model = protocol.make(f"m-{protocol}", server.url)
     agent = Agent(name="guest", model=model, tools=[get_weather, get_time], instructions="Be brief.", **options)
-    with stream(prompt, agent) as handle:
-        events = list(handle)
-        result = handle.result(timeout=30)
+    with Runtime() as rt, rt.subscribe(maxsize=10_000) as told:  # first, so that no delta is missed
+        result = rt.start(agent, key="guest").ask(prompt, timeout=30)
+        events = [told.get(SOON)]
+        while events[-1].type != "run.finished":
+            events.append(told.get(SOON))
     assert view(result.messages) == (result.messages, 0, 0), "the transcript is not valid as it is"
     assert len([event for event in events if event.type == "model.started"]) == len(
         [event for event in events if event.type == "usage.updated"]
@@ -224,7 +227,8 @@ def test_thinking_is_no_text(protocol: Protocol, server: aimock.Aimock) -> None:
     lived = live(protocol, server, "think", thinking="low")
     assert lived.result.text == "".join(lived.said("text")) == "Forty-two."
     assert "".join(lived.said("thinking")) == "Six times seven."
-    assert [part.type for part in lived.result.messages[-1].parts] == ["thinking", "text"]
+    kinds = [part.type for part in lived.result.messages[-1].parts]
+    assert [kind for kind in kinds if kind != "native"] == ["thinking", "text"]
 
 
 @pytest.mark.parametrize("order", ["weather", "mixed"])
@@ -255,9 +259,14 @@ def test_each_turn_is_billed_as_the_server_counts(protocol: Protocol, server: ai
     assert (lived.result.usage.input_tokens, lived.result.usage.output_tokens) == (421, 52)
 
 
-@pytest.mark.parametrize(("word", "reason"), [("capped", "max_tokens"), ("filtered", "content_filter")])
-def test_why_an_answer_ends_is_told(protocol: Protocol, server: aimock.Aimock, word: str, reason: str) -> None:
-    assert live(protocol, server, word).result.stop_reason == reason
+@pytest.mark.parametrize("word", ["capped", "filtered"])
+def test_why_an_answer_ends_is_told(protocol: Protocol, server: aimock.Aimock, word: str) -> None:
+    reasons = {"capped": "max_tokens", "filtered": "content_filter"}
+    if protocol.name == "responses":
+        pytest.skip("aimock ends a cut answer with response.completed, where the vendor says response.incomplete")
+    if (protocol.name, word) == ("messages", "filtered"):
+        reasons[word] = "other"  # no stop reason of this vendor's
+    assert live(protocol, server, word).result.stop_reason == reasons[word]
 
 
 def test_slow_bytes_are_no_stall(protocol: Protocol, server: aimock.Aimock) -> None:
