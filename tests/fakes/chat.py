@@ -14,7 +14,8 @@ class Chat:
     """A `Fake` of chat completions."""
 
     def read(self, request: servers.Request) -> tuple[list[str], list[Heard]]:
-        return strict_server.faults(request.json), list(_heard(mapping(request.json)))
+        faults = strict_server.faults(request.json)
+        return faults, [] if faults else [*_heard(mapping(request.json))]
 
     def write(self, turn: Turn, bill: Bill) -> list[bytes]:
         deltas: list[dict[str, Any]] = [{"role": "assistant", "content": None}]

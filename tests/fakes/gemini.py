@@ -25,7 +25,8 @@ class Gemini:
 
     def read(self, request: Request) -> tuple[list[str], list[Heard]]:
         body = mapping(request.json)
-        return [*self._faults(request, body)], list(_heard(body))
+        faults = [*self._faults(request, body)]
+        return faults, [] if faults else [*_heard(body)]
 
     def write(self, turn: Turn, bill: Bill) -> list[bytes]:
         parts: list[dict[str, Any]] = [{"text": piece, "thought": True} for piece in halves(turn.thinking) if piece]

@@ -28,7 +28,8 @@ class Responses:
 
     def read(self, request: Request) -> tuple[list[str], list[Heard]]:
         body = mapping(request.json)
-        return [*self._faults(request, body)], list(_heard(body))
+        faults = [*self._faults(request, body)]
+        return faults, [] if faults else [*_heard(body)]
 
     def write(self, turn: Turn, bill: Bill) -> list[bytes]:
         made: list[dict[str, Any]] = []

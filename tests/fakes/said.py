@@ -45,7 +45,7 @@ class Fake(Protocol):
     """One vendor: it refuses what the vendor would, and signs what the vendor signs."""
 
     def read(self, request: servers.Request) -> tuple[list[str], list[Heard]]:
-        """What is wrong with a request, and the conversation that it holds."""
+        """What is wrong with a request, or else the conversation that it holds."""
         ...
 
     def write(self, turn: Turn, bill: Bill) -> list[bytes]:

@@ -20,7 +20,7 @@ from tests.fakes.said import Bill, Turn
 from tests.logs_of import assert_valid, log_of
 from tests.protocols import PROTOCOLS, Protocol
 from tests.replay import Replay
-from tests.servers import Connection, Server, cut, stream
+from tests.servers import Connection, Server, answer, cut, stream
 
 from nitinol import Agent, AgentRef, Prices, Retry, Runtime, tool
 from nitinol.errors import ProviderError
@@ -45,10 +45,14 @@ AT_ONCE = 250
 EVERY_BYTE = bool(os.environ.get("NITINOL_EVERY_BYTE"))
 
 
-def places(data: bytes, apart: int) -> list[int]:
-    """Where to cut: around the ends of lines, and every so many bytes."""
+def places(data: bytes, many: int) -> list[int]:
+    """Where to cut: around the ends of lines, and at so many other places."""
     ends = [end.start() + step for end in re.finditer(rb"\n", data) for step in (0, 1)]
-    return list(range(len(data))) if EVERY_BYTE else sorted({*ends, *range(0, len(data), apart)} - {len(data)})
+    return (
+        list(range(len(data)))
+        if EVERY_BYTE
+        else sorted({*ends, *range(0, len(data), max(1, len(data) // many))} - {len(data)})
+    )
 
 
 @dataclass
@@ -67,8 +71,10 @@ class Cutter:
 
     async def __call__(self, connection: Connection) -> bool | None:
         wrong, heard = self.fake.read(connection.request)
+        if wrong:
+            self.faults += wrong
+            return await answer(400, self.fake.error(400, "; ".join(wrong)))(connection)
         at = int(heard[0][1].rpartition(" ")[2])
-        self.faults += wrong
         self.asked[at] += 1
         if heard[-1][0] == "result":
             return await stream(self.ends)(connection)
@@ -124,7 +130,7 @@ def test_what_ends_too_soon_is_no_answer(protocol: Protocol) -> None:
         for name, data in told.items():
             whole = await ask(data)
             assert isinstance(whole, Message), name
-            for at in range(len(data)) if name == "a fake" else places(data, 23):
+            for at in range(len(data)) if name == "a fake" else places(data, 100):
                 found = await ask(data[:at])
                 if isinstance(found, ProviderError):
                     assert found.retryable, (name, at, found)
@@ -154,7 +160,7 @@ def test_a_stream_cut_after_any_byte_is_tried_again(protocol: Protocol) -> None:
             prices=PRICES,
             retry=Retry(attempts=2, base=0.0),
         )
-        cuts = places(cutter.whole, 11)
+        cuts = places(cutter.whole, 100)
         for start in range(0, len(cuts), AT_ONCE):
             some = cuts[start : start + AT_ONCE]
             refs = [rt.start(agent, key=f"cut/{at}") for at in some]
