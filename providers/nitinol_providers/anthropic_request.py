@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from nitinol.messages import Audio, Document, Image, Media, Message, Native, Part, Text, Thinking, ToolAnswer, ToolCall
 from nitinol.provider import ModelRequest
@@ -30,7 +30,7 @@ _PICTURES = {
     "image/gif": b"GIF8",
     "image/webp": b"RIFF",
 }
-_BETAS = {
+BETAS = {
     "computer_20250124": "computer-use-2025-01-24",
     "computer_20251124": "computer-use-2025-11-24",
     "code_execution_20250522": "code-execution-2025-05-22",
@@ -40,7 +40,8 @@ _BETAS = {
     "context_management": "context-management-2025-06-27",
 }
 """What must be asked for by a header, too: types of tools, and fields of the body."""
-_ID = re.compile(r"[a-zA-Z0-9_-]+")
+_ID = re.compile(r"[a-zA-Z0-9_-]{1,56}")
+"""The API takes these characters; and 64 of them, so that a number may follow."""
 _GO_ON = {"type": "text", "text": "Continue."}
 
 
@@ -72,7 +73,7 @@ def headers(body: Mapping[str, Any], extra: Mapping[str, Any], given: Mapping[st
     """What is sent beside the body: the caller's own headers win, and its betas join those that the body needs."""
     tools: Iterable[Mapping[str, Any]] = body.get("tools") or ()
     asked = [*body, *(str(tool.get("type")) for tool in tools)]
-    betas = [_BETAS[name] for name in asked if name in _BETAS]
+    betas = [BETAS[name] for name in asked if name in BETAS]
     betas += [*extra.get("betas", ()), *given.get("anthropic-beta", "").split(",")]
     named = dict.fromkeys(beta.strip() for beta in betas if beta.strip())
     sampling = any(name in body for name in ("temperature", "top_p", "top_k"))
@@ -84,10 +85,10 @@ def messages(request: ModelRequest) -> list[dict[str, Any]]:
     """The conversation, users and assistants in turn: the user first, and last unless the model has paused."""
     ids, natives = _Ids(), _Natives(request.messages)
     made: list[dict[str, Any]] = []
-    for place, message in enumerate(request.messages):
+    for message in request.messages:
         role = "assistant" if message.role == "assistant" else "user"
         if message.role == "assistant":
-            blocks = list(_assistant(message, place, ids, natives))
+            blocks = list(_assistant(message, ids, natives))
         else:
             blocks = list(_user(message.parts, ids))
         if not blocks:
@@ -192,29 +193,54 @@ class _Natives:
 
     def __init__(self, messages: Sequence[Message]) -> None:
         self._called: set[str] = set()
-        self._answered: set[str] = set()
-        self._open = 1 + max((at for at, message in enumerate(messages) if message.role == "user"), default=-1)
+        self._kept: set[str] = set()
         for message in messages:
             for part in message.parts if message.provider == PROVIDER else ():
                 if isinstance(part, Native) and _is_call(part.data):
                     self._called.add(str(part.data["id"]))
                 elif isinstance(part, Native) and "tool_use_id" in part.data:
-                    self._answered.add(str(part.data["tool_use_id"]))
+                    self._kept.add(str(part.data["tool_use_id"]))
+        self._kept.update(_open(messages))
+        self._kept &= self._called
 
-    def holds(self, data: Mapping[str, Any], place: int) -> bool:
-        if _is_call(data):
-            return self.is_kept(data["id"], place)
-        return "tool_use_id" not in data or str(data["tool_use_id"]) in self._called
+    def holds(self, data: Mapping[str, Any]) -> bool:
+        call_id = data["id"] if _is_call(data) else data.get("tool_use_id")
+        return call_id is None or str(call_id) in self._kept
 
-    def is_kept(self, call_id: Any, place: int) -> bool:
-        return str(call_id) in self._called and (str(call_id) in self._answered or place >= self._open)
+    def keeps(self, call_id: object) -> bool:
+        return str(call_id) in self._kept
+
+
+def _open(messages: Sequence[Message]) -> Iterator[str]:
+    """Calls of the vendor's tools that the last answer waits for: it has paused, or runs code that has called ours."""
+    last = next((at for at, message in reversed(list(enumerate(messages))) if message.role == "assistant"), None)
+    if last is None or messages[last].provider != PROVIDER or any(m.role == "user" for m in messages[last:]):
+        return
+    parts = [
+        part for part in messages[last].parts if not isinstance(part, Native) or part.data.get("type") != "container"
+    ]
+    if last + 1 < len(messages) or (parts and isinstance(parts[-1], Native)):
+        for part in parts:
+            if isinstance(part, Native) and _is_call(part.data):
+                yield str(part.data["id"])
+            elif isinstance(part, ToolCall) and (caller := _caller(part)):
+                yield str(caller.get("tool_id"))
+
+
+def _caller(call: ToolCall) -> dict[str, Any] | None:
+    """The vendor's own code that has made this call, as it was told."""
+    try:
+        caller: Any = json.loads(call.signature or "null")
+    except ValueError:
+        return None
+    return cast("dict[str, Any]", caller) if isinstance(caller, dict) else None
 
 
 def _is_call(data: Mapping[str, Any]) -> bool:
     return str(data.get("type")).endswith("tool_use") and "id" in data
 
 
-def _assistant(message: Message, place: int, ids: _Ids, natives: _Natives) -> Iterator[dict[str, Any]]:
+def _assistant(message: Message, ids: _Ids, natives: _Natives) -> Iterator[dict[str, Any]]:
     own = message.provider == PROVIDER
     parts = message.parts
     for at, part in enumerate(parts):
@@ -231,11 +257,11 @@ def _assistant(message: Message, place: int, ids: _Ids, natives: _Natives) -> It
                 else:
                     yield {"type": "thinking", "thinking": part.text, "signature": part.signature}
         elif isinstance(part, ToolCall):
-            yield _call(part, ids, natives if own else None, place)
+            yield _call(part, ids, natives if own else None)
         elif isinstance(part, Native):
             if own and part.data.get("type") in ("text", "container"):
                 continue
-            if own and natives.holds(part.data, place):
+            if own and natives.holds(part.data):
                 yield dict(part.data)
             elif part.text.strip():
                 yield {"type": "text", "text": part.text}
@@ -243,7 +269,7 @@ def _assistant(message: Message, place: int, ids: _Ids, natives: _Natives) -> It
             yield {"type": "text", "text": note(part)}
 
 
-def _call(call: ToolCall, ids: _Ids, natives: _Natives | None, place: int) -> dict[str, Any]:
+def _call(call: ToolCall, ids: _Ids, natives: _Natives | None) -> dict[str, Any]:
     # What was no JSON must go back as JSON, or the API refuses the whole conversation.
     arguments: Mapping[str, Any] = call.arguments if call.malformed is None else {"malformed_json": call.malformed}
     made: dict[str, Any] = {
@@ -252,10 +278,8 @@ def _call(call: ToolCall, ids: _Ids, natives: _Natives | None, place: int) -> di
         "name": re.sub(r"[^a-zA-Z0-9_-]", "_", call.name)[:64] or "_",
         "input": dict(arguments),
     }
-    if natives is not None and call.signature is not None:
-        caller = json.loads(call.signature)
-        if natives.is_kept(caller.get("tool_id"), place):
-            made["caller"] = caller
+    if natives is not None and (caller := _caller(call)) and natives.keeps(caller.get("tool_id")):
+        made["caller"] = caller
     return made
 
 

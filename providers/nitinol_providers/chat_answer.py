@@ -341,12 +341,12 @@ def reported_cost(raw: Mapping[str, Any]) -> Decimal | None:
 def parse_event(data: bytes) -> Any:
     """The JSON of one event; `ValueError` if it is none."""
     try:
-        return from_json(data)
+        return from_json(data, allow_inf_nan=False)
     except ValueError:
         if not _LONE.search(data):
             raise
         # A server that cuts an emoji in two sends half of it as an escape, which is no text; the rest of the chunk is.
-        return from_json(_LONE.sub(rb"\\ufffd", data))
+        return from_json(_LONE.sub(rb"\\ufffd", data), allow_inf_nan=False)
 
 
 def read_arguments(raw: str) -> dict[str, Any] | None:
