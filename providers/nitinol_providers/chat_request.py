@@ -156,7 +156,7 @@ def document_text(part: Document) -> str | None:
     if part.data is None or not part.media_type.startswith(("text/", "application/json")):
         return None
     title = f"Document {part.name!r}:\n" if part.name else ""
-    return title + part.data.decode("utf-8", "replace")
+    return title + (part.data.decode("utf-8", "replace") or "(empty)")  # no API takes empty words
 
 
 def answer_text(part: ToolAnswer) -> str:

@@ -78,14 +78,17 @@ class ResponsesAnswer:
                 kind, event = f"response.{event.get('status')}", {"response": event}
                 if kind not in _ENDS:
                     raise ValueError(f"its status is {kind[9:]!r}")
-            if response := event.get("response"):
-                self._read_response(response, made)
+            before = self._usage
+            response: Mapping[str, Any] = event.get("response") or {}
+            self._read_response(response)
             if kind in _ENDS:
-                self._end(kind, response or {}, made)
+                self._end(kind, response, made)
             elif kind in ("response.output_item.added", "response.output_item.done"):
                 self._read_item(event, kind.endswith("done"), made)
             elif kind in _DELTAS and event.get("delta"):
                 self._read_delta(event, *_DELTAS[kind], made)
+            if self._usage is not None and self._usage != before:
+                made.append(UsageSoFar(self._usage))
             return made
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             shown = data[:200].decode("utf-8", "replace")
@@ -104,16 +107,13 @@ class ResponsesAnswer:
             raise self._outcome
         return self._outcome
 
-    def _read_response(self, response: Mapping[str, Any], made: list[StreamPart]) -> None:
+    def _read_response(self, response: Mapping[str, Any]) -> None:
         if self._id is None and response.get("id"):
             self._id = _text(response["id"])
         if response.get("model"):
             self._raw_model = _text(response["model"])
         if raw := response.get("usage"):
-            usage = read_usage(raw, response.get("output") or [item.raw for item in self._items.values()])
-            if usage != self._usage:
-                self._usage = usage
-                made.append(UsageSoFar(usage))
+            self._usage = read_usage(raw, response.get("output") or [item.raw for item in self._items.values()])
 
     def _read_item(self, event: Mapping[str, Any], done: bool, made: list[StreamPart]) -> None:
         raw = _object(event["item"])

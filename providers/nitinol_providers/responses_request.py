@@ -23,7 +23,7 @@ from nitinol_providers.chat_request import (
     schema_words,
     short_id,
 )
-from nitinol_providers.strict_schema import strict
+from nitinol_providers.strict_schema import rooted, strict
 
 ENCRYPTED = "reasoning.encrypted_content"
 _LONGEST_ID = 64
@@ -99,10 +99,11 @@ def body(dialect: Dialect, model: str, request: ModelRequest) -> dict[str, Any]:
     }
     instructions = request.instructions or ""
     if request.output_schema is not None:
-        if request.output_schema.get("type") == "object":
-            made["text"] = {"format": _format(request.output_schema)}
+        schema = rooted(request.output_schema)
+        if schema.get("type") == "object":
+            made["text"] = {"format": _format(schema)}
         else:
-            instructions = f"{instructions}\n\n{schema_words(request.output_schema)}".strip()
+            instructions = f"{instructions}\n\n{schema_words(schema)}".strip()
     if instructions:
         made["instructions"] = instructions
     if not thinks_not:
@@ -135,12 +136,13 @@ def _merged(name: str, ours: Any, given: Any) -> Any:
 
 
 def _tool(dialect: Dialect, tool: Tool) -> dict[str, Any]:
-    held = strict(tool.parameters, narrow=False)
+    parameters = rooted(tool.parameters)
+    held = strict(parameters, narrow=False)
     made: dict[str, Any] = {
         "type": "function",
         "name": tool.name,
         "description": tool.description,
-        "parameters": tool.parameters if held is None else held,
+        "parameters": parameters if held is None else held,
         "strict": held is not None,  # left out, it means true
     }
     if dialect.callers and (callers := [caller for caller in tool.callers if caller in _CALLERS]):

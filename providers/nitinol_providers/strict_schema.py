@@ -27,6 +27,13 @@ def strict(schema: Mapping[str, Any], *, narrow: bool) -> dict[str, Any] | None:
     return _object(schema, narrow, 1) if schema.get("type") == "object" else None
 
 
+def rooted(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The schema with what it refers to as a whole in its place, which is how a recursive one is written."""
+    name = str(schema.get("$ref", "")).removeprefix("#/$defs/")
+    definitions = schema.get("$defs", {})
+    return {**definitions[name], "$defs": definitions} if name in definitions else schema
+
+
 def _node(value: Any, narrow: bool, depth: int) -> dict[str, Any] | None:
     schema: Mapping[str, Any] = cast("Mapping[str, Any]", value) if isinstance(value, Mapping) else {}
     kind = schema.get("type")
@@ -44,7 +51,8 @@ def _node(value: Any, narrow: bool, depth: int) -> dict[str, Any] | None:
         options = [_node(choice, narrow, depth) for choice in choices]
         return None if None in options else {**made, "anyOf": options}
     if "$ref" in made and len(made) > 1:  # nothing may stand beside a reference
-        return {**made, "anyOf": [{"$ref": made.pop("$ref")}]}
+        reference = made.pop("$ref")
+        return {**made, "anyOf": [{"$ref": reference}]}
     return made
 
 
