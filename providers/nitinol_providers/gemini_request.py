@@ -14,7 +14,7 @@ from nitinol.provider import Thinking as ThinkingOption
 from nitinol_providers.chat_request import note
 
 NAME = "gemini"
-CALLER = "skip_thought_signature_validator"
+UNSIGNED = "skip_thought_signature_validator"
 """What stands for the signature of a call that this model did not sign; Google documents it for such transcripts.
 
 Gemini 3 and later refuse a turn whose first call has no signature. https://ai.google.dev/gemini-api/docs/thought-signatures
@@ -145,7 +145,7 @@ def _close(made: list[dict[str, Any]], signature: Mapping[str, Any]) -> None:
 def _sign(parts: list[dict[str, Any]]) -> None:
     first = next((part for part in parts if "functionCall" in part), None)
     if first is not None:
-        first.setdefault("thoughtSignature", CALLER)
+        first.setdefault("thoughtSignature", UNSIGNED)
 
 
 def _said(model: str, message: Message) -> list[dict[str, Any]]:

@@ -34,7 +34,7 @@ from nitinol.tool_spec import tool
 from nitinol.usage import Usage
 from nitinol_providers import Gemini, OpenAICompatible
 from nitinol_providers.gemini_answer import GeminiAnswer, retry_delay
-from nitinol_providers.gemini_request import CALLER
+from nitinol_providers.gemini_request import UNSIGNED
 
 RECORDINGS = {path.stem: path.read_bytes() for path in (Path(__file__).parent / "recordings" / "gemini").glob("*.sse")}
 """In Google's documented shape: most are made by hand, for its API cannot be reached from a test; `aimock` is a server's."""
@@ -808,7 +808,7 @@ class TestSignatures:
         answered = tools(*(ToolAnswer(call_id=c.call_id, name=c.name, text="x") for c in message.tool_calls))
         made = conversation(HELLO, other, *([answered] if answered.parts else []), HELLO)
         signatures = {part.get("thoughtSignature") for content in made for part in content["parts"]} - {None}
-        assert signatures == ({CALLER} if message.tool_calls else set())
+        assert signatures == ({UNSIGNED} if message.tool_calls else set())
 
     @pytest.mark.parametrize("name", sorted(RECORDINGS))
     def test_another_provider_gets_words(self, name: str) -> None:
@@ -832,7 +832,7 @@ class TestSignatures:
             provider="x",
         )
         answers = tools(ToolAnswer(call_id="a", name="f", text="1"), ToolAnswer(call_id="b", name="f", text="2"))
-        for model, expected in ((MODEL, [CALLER, None]), ("gemini-pro-latest", [CALLER, None]), (BEFORE, [None, None])):
+        for model, expected in ((MODEL, [UNSIGNED, None]), ("gemini-pro-latest", [UNSIGNED, None]), (BEFORE, [None, None])):
             calls = conversation(HELLO, foreign, answers, model=model)[1]["parts"][1:]
             assert [call.get("thoughtSignature") for call in calls] == expected
 

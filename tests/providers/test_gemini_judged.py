@@ -39,7 +39,7 @@ from nitinol.tool_spec import tool
 from nitinol.usage import Usage
 from nitinol_providers import Gemini
 from nitinol_providers.gemini_answer import FAILED, STOP, GeminiAnswer
-from nitinol_providers.gemini_request import CALLER, body, is_before_3
+from nitinol_providers.gemini_request import UNSIGNED, body, is_before_3
 
 genai: Any = pytest.importorskip("google.genai")
 types: Any = pytest.importorskip("google.genai.types")
@@ -130,17 +130,17 @@ native_data: st.SearchStrategy[Made] = st.sampled_from(
 )
 
 
+told_data: st.SearchStrategy[Made] = st.sampled_from(
+    [{"groundingMetadata": {"webSearchQueries": ["x"]}}, {"finishReason": "SAFETY"}]
+)
+
+
 @st.composite
 def natives(draw: st.DrawFn) -> Native:
-    signature = maybe(thoughtSignature=draw(st.none() | signatures))
-    data: Made = draw(
-        native_data
-        | st.sampled_from(
-            [{}, {"text": ""}, {"groundingMetadata": {"webSearchQueries": ["x"]}}, {"finishReason": "SAFETY"}]
-        )
-    )
-    bare = not signature and data in ({}, {"text": ""})  # these are signatures, or nothing
-    return Native(data={"finishReason": "SAFETY"} if bare else data | signature, text=draw(words))
+    signed: Made = {"thoughtSignature": draw(signatures)}
+    own = draw(native_data)
+    data = draw(st.sampled_from([own, own | signed, signed, {"text": ""} | signed]) | told_data)
+    return Native(data=data, text=draw(words))
 
 
 calls = st.builds(
@@ -253,7 +253,7 @@ class TestRequests:
             waiting = [(part["functionCall"]["id"], part["functionCall"]["name"]) for part in mine]
             assert not mine or is_before_3(model) or "thoughtSignature" in mine[0]
         assert not waiting
-        shown = {part.get("thoughtSignature") for content in made for part in content["parts"]} - {None, CALLER}
+        shown = {part.get("thoughtSignature") for content in made for part in content["parts"]} - {None, UNSIGNED}
         assert shown <= {
             signature
             for message in request_.messages
@@ -514,7 +514,7 @@ odd: st.SearchStrategy[Any] = values | st.sampled_from(odd_ones)
 def keys(value: object) -> list[Any]:
     if isinstance(value, dict):
         return [*cast("dict[str, Any]", value)]
-    return [*range(len(cast("list[Any]", value)))] if isinstance(value, list) else []
+    return [*range(len(cast("Sequence[Any]", value)))] if isinstance(value, list) else []
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
