@@ -6,11 +6,10 @@ import asyncio
 import base64
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.replay import Replay, asked
+from tests.gemini_stream import RECORDINGS, Replay, asked, sse
 from tests.servers import Script, Server, answer, cut, stream
 
 from nitinol import errors
@@ -36,8 +35,6 @@ from nitinol_providers import Gemini, OpenAICompatible
 from nitinol_providers.gemini_answer import GeminiAnswer, retry_delay
 from nitinol_providers.gemini_request import UNSIGNED
 
-RECORDINGS = {path.stem: path.read_bytes() for path in (Path(__file__).parent / "recordings" / "gemini").glob("*.sse")}
-"""In Google's documented shape: most are made by hand, for its API cannot be reached from a test; `aimock` is a server's."""
 ASK = ModelRequest(messages=(to_message("Hello"),), run_id="RUN", turn=3)
 MODEL = "gemini-3-pro-preview"
 BEFORE = "gemini-2.5-flash"
@@ -47,10 +44,6 @@ SIGNATURE = base64.b64encode(b"a signature").decode()
 def gemini(model: str = MODEL, **options: Any) -> Gemini:
     options.setdefault("api_key", "AIza-secret")
     return Gemini(model, **options)
-
-
-def sse(*chunks: Any) -> bytes:
-    return b"".join(b"data: %b\r\n\r\n" % json.dumps(chunk).encode() for chunk in chunks)
 
 
 def chunk(*parts: Any, finish: str | None = None, usage: Any = None, **fields: Any) -> dict[str, Any]:
@@ -832,7 +825,11 @@ class TestSignatures:
             provider="x",
         )
         answers = tools(ToolAnswer(call_id="a", name="f", text="1"), ToolAnswer(call_id="b", name="f", text="2"))
-        for model, expected in ((MODEL, [UNSIGNED, None]), ("gemini-pro-latest", [UNSIGNED, None]), (BEFORE, [None, None])):
+        for model, expected in (
+            (MODEL, [UNSIGNED, None]),
+            ("gemini-pro-latest", [UNSIGNED, None]),
+            (BEFORE, [None, None]),
+        ):
             calls = conversation(HELLO, foreign, answers, model=model)[1]["parts"][1:]
             assert [call.get("thoughtSignature") for call in calls] == expected
 

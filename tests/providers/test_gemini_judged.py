@@ -8,14 +8,13 @@ import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
-from tests.replay import Replay, asked
+from tests.gemini_stream import RECORDINGS, Replay, asked, sse
 from tests.servers import Server, stream
 
 from nitinol import errors
@@ -44,7 +43,6 @@ from nitinol_providers.gemini_request import UNSIGNED, body, is_before_3
 genai: Any = pytest.importorskip("google.genai")
 types: Any = pytest.importorskip("google.genai.types")
 
-RECORDINGS = {path.stem: path.read_bytes() for path in (Path(__file__).parent / "recordings" / "gemini").glob("*.sse")}
 MODELS = ("gemini-3-pro-preview", "gemini-2.5-flash", "gemini-flash-latest")
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "150"))
 ASK = ModelRequest(messages=(to_message("Hello"),), run_id="RUN", turn=1)
@@ -441,10 +439,6 @@ class TestStreams:
         """A new one in the SDK is one to decide about."""
         decided = {*STOP, *FAILED, "OTHER", "NO_IMAGE", "IMAGE_OTHER", "FINISH_REASON_UNSPECIFIED"}
         assert {reason.value for reason in types.FinishReason} <= decided
-
-
-def sse(*chunks: Any) -> bytes:
-    return b"".join(b"data: %b\r\n\r\n" % json.dumps(chunk).encode() for chunk in chunks)
 
 
 def response(data: bytes) -> ModelResponse:

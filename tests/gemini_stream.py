@@ -1,15 +1,27 @@
-"""An `Http` that answers with recorded bytes: what a provider makes of them, without a network."""
+"""Streams of Gemini's API, recorded and made, and an `Http` that plays them without a network."""
 
 from __future__ import annotations
 
 import asyncio
+import json as jsonlib
 from collections.abc import AsyncGenerator, Mapping
+from pathlib import Path
 from typing import Any
 
 from nitinol.http import Http, HttpPool
 from nitinol.http_errors import Classify
 from nitinol.provider import ModelRequest, Provider, StreamPart
 from nitinol.sse import SseParser
+
+RECORDINGS = {
+    path.stem: path.read_bytes() for path in (Path(__file__).parent / "providers/recordings/gemini").glob("*.sse")
+}
+"""In Google's documented shape. Made by hand, for its API cannot be reached from a test; but `aimock` is a server's."""
+
+
+def sse(*chunks: Any) -> bytes:
+    """These responses, as Google sends them."""
+    return b"".join(b"data: %b\r\n\r\n" % jsonlib.dumps(chunk).encode() for chunk in chunks)
 
 
 class Replay(Http):
