@@ -19,7 +19,7 @@ from nitinol_providers import overflow
 from nitinol_providers.chat_answer import count, parse_event
 from nitinol_providers.gemini_request import ABOUT, NAME
 
-_STOP: Mapping[str, StopReason] = {
+STOP: Mapping[str, StopReason] = {
     "STOP": "end_turn",
     "FUNCTION_CALL": "end_turn",  # aimock
     "MAX_TOKENS": "max_tokens",
@@ -39,7 +39,7 @@ _STOP: Mapping[str, StopReason] = {
     "TOO_MANY_TOOL_CALLS": "pause",
     "CONTINUATION": "pause",
 }
-_FAILED: Mapping[str, type[ProviderError]] = {
+FAILED: Mapping[str, type[ProviderError]] = {
     # Nothing of such a call is told that could be answered; the next attempt mostly writes a sound one.
     "MALFORMED_FUNCTION_CALL": MalformedResponse,
     "UNEXPECTED_TOOL_CALL": MalformedResponse,
@@ -131,10 +131,10 @@ class GeminiAnswer:
         """
         if self._finish is None and not self._blocked:
             raise MalformedResponse("the stream ended without its end: no chunk had a finishReason")
-        if failed := _FAILED.get(self._finish or ""):
+        if failed := FAILED.get(self._finish or ""):
             told = self._about.get("finishMessage")
             raise failed(f"Gemini ended its answer with {self._finish}" + (f": {str(told)[:500]}" if told else ""))
-        stop: StopReason = "refusal" if self._blocked else _STOP.get(self._finish or "", "other")
+        stop: StopReason = "refusal" if self._blocked else STOP.get(self._finish or "", "other")
         if stop == "end_turn" and self._calls:
             stop = "tool_use"
         try:

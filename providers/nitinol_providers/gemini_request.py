@@ -14,7 +14,7 @@ from nitinol.provider import Thinking as ThinkingOption
 from nitinol_providers.chat_request import note
 
 NAME = "gemini"
-CALLER = "skip_thought_signature_validator"
+UNSIGNED = "skip_thought_signature_validator"
 """What stands for the signature of a call that this model did not sign; Google documents it for such transcripts.
 
 Gemini 3 and later refuse a turn whose first call has no signature. https://ai.google.dev/gemini-api/docs/thought-signatures
@@ -38,6 +38,7 @@ _ALIKE = {"image/jpg": "image/jpeg", "audio/x-wav": "audio/wav", "audio/wave": "
 _IN_ANSWERS = frozenset(("application/pdf", "image/png", "image/jpeg", "image/webp"))
 _SOUND = "aac aiff flac m4a mp3 mp4 mpeg mpga ogg opus pcm wav webm x-aac"
 _TAKEN = _IN_ANSWERS | {"image/heic", "image/heif", *(f"audio/{kind}" for kind in _SOUND.split())}
+_GO_ON: Mapping[str, Any] = {"role": "user", "parts": [{"text": "Go on."}]}
 _UNKNOWN = "application/octet-stream"
 
 
@@ -75,7 +76,7 @@ def body(model: str, request: ModelRequest) -> dict[str, Any]:
     return _merged(made, extra)
 
 
-def contents(model: str, messages: Iterable[Message]) -> list[dict[str, Any]]:
+def contents(model: str, messages: Iterable[Message]) -> list[Mapping[str, Any]]:
     """The conversation; what one side says in a row is one content, and none is empty."""
     made: list[dict[str, Any]] = []
     for message in messages:
@@ -88,9 +89,9 @@ def contents(model: str, messages: Iterable[Message]) -> list[dict[str, Any]]:
     if not is_before_3(model):
         for content in made:
             _sign(content["parts"])
-    if made and made[-1]["role"] == "model":
-        made.append({"role": "user", "parts": [{"text": "Go on."}]})  # an answer that was only paused
-    return made
+    # A user begins, and a user ends, also where the model has only paused.
+    first, last = ([_GO_ON] if made and made[at]["role"] == "model" else [] for at in (0, -1))
+    return [*first, *made, *last]
 
 
 def is_before_3(model: str) -> bool:
@@ -144,7 +145,7 @@ def _close(made: list[dict[str, Any]], signature: Mapping[str, Any]) -> None:
 def _sign(parts: list[dict[str, Any]]) -> None:
     first = next((part for part in parts if "functionCall" in part), None)
     if first is not None:
-        first.setdefault("thoughtSignature", CALLER)
+        first.setdefault("thoughtSignature", UNSIGNED)
 
 
 def _said(model: str, message: Message) -> list[dict[str, Any]]:
