@@ -114,8 +114,8 @@ class ChatAnswer:
                 if not choice.get("index"):  # we never ask for a second choice; a server may give one
                     self._read_choice(choice, made)
             if self._id is None:
-                self._id = chunk.get("id") or None
-                self._raw_model = chunk.get("model") or None
+                self._id = str(chunk.get("id") or "") or None
+                self._raw_model = str(chunk.get("model") or "") or None
             raw = chunk.get("usage") or _object(chunk.get("x_groq")).get("usage")
             if raw and (usage := read_usage(raw)) != self._usage:
                 self._usage = usage
@@ -154,21 +154,21 @@ class ChatAnswer:
     def _read_choice(self, choice: Any, made: list[StreamPart]) -> None:
         delta = choice.get("delta") or choice.get("message")
         if delta:
-            if thought := delta.get("reasoning_content") or delta.get("reasoning"):
+            if thought := _text(delta.get("reasoning_content") or delta.get("reasoning")):
                 self._say("thinking", thought, made)
             if content := delta.get("content"):
                 if isinstance(content, str):
                     self._say("text", content, made)
                 else:
                     self._read_list(content, made)
-            if refusal := delta.get("refusal"):
+            if refusal := _text(delta.get("refusal")):
                 self._refused = True
                 self._say("text", refusal, made)
             if details := delta.get("reasoning_details"):
                 self._read_details(details)
             for call in delta.get("tool_calls") or ():
                 self._read_call(call, made)
-        if finish := choice.get("finish_reason"):
+        if finish := _text(choice.get("finish_reason")):
             self._finish = finish
 
     def _say(self, kind: Any, text: str, made: list[StreamPart]) -> None:
@@ -185,8 +185,8 @@ class ChatAnswer:
                 text = thought if isinstance(thought, str) else "".join(piece.get("text") or "" for piece in thought)
                 if text:
                     self._say("thinking", text, made)
-            elif item.get("text"):
-                self._say("text", item["text"], made)
+            elif text := _text(item.get("text")):
+                self._say("text", text, made)
 
     def _read_details(self, details: Any) -> None:
         """OpenRouter's record of the thinking, which must go back as it came: its pieces, put together by index."""
@@ -200,7 +200,9 @@ class ChatAnswer:
 
     def _read_call(self, delta: Any, made: list[StreamPart]) -> None:
         function = _object(delta.get("function"))
-        number = self._number(delta.get("index"), delta.get("id") or None, function.get("name") or "")
+        id = delta.get("id")
+        id = str(id) if isinstance(id, int) else _text(id)  # some servers only count
+        number = self._number(delta.get("index"), id or None, _text(function.get("name")))
         arguments = function.get("arguments")
         if arguments:
             text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
@@ -316,6 +318,13 @@ def _detail(raw: Mapping[str, Any], name: str, *keys: str) -> tuple[int, ...]:
 def _object(value: Any) -> Mapping[str, Any]:
     """A JSON object that may be null."""
     return value or {}
+
+
+def _text(value: Any) -> str:
+    """A text that may be null. Anything else is a mistake that no later place would notice in time."""
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"{value!r:.80} is no text")
+    return value or ""
 
 
 def count(value: Any) -> int:
