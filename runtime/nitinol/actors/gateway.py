@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from decimal import Decimal
 from functools import partial
 from typing import Any, cast, get_args
@@ -331,7 +332,7 @@ class _Attempt:
                 response=response,
                 usage=usage,
                 cost=self._cost(usage),
-                price_source=self.prices.source if self.prices is not None else None,
+                price_source=self._source(usage),
                 estimated=self.usage is None,
                 duration=duration,
             )
@@ -363,7 +364,7 @@ class _Attempt:
                 request_id=known.request_id,
                 usage=usage,
                 cost=Decimal(0) if usage is NO_USAGE else self._cost(usage) if usage is not None else None,
-                price_source=self.prices.source if self.prices is not None else None,
+                price_source=self._source(usage),
                 estimated=usage is not NO_USAGE,
                 text="".join(self.texts),
                 characters=self.characters,
@@ -400,6 +401,13 @@ class _Attempt:
         if usage.reported_cost is not None:
             return usage.reported_cost
         return self.prices.cost(usage) if self.prices is not None else None
+
+    def _source(self, usage: Usage | None) -> str | None:
+        """Where the cost of a usage comes from, with a date."""
+        if usage is not None and usage.reported_cost is not None:
+            day = datetime.fromtimestamp(self.gateway.env.now() // 10**9, UTC)
+            return f"reported by {cast('Provider', self.provider).name} ({day:%Y-%m-%d})"
+        return self.prices.source if self.prices is not None else None
 
 
 def _check(response: ModelResponse, provider: Provider) -> None:
