@@ -166,6 +166,7 @@ class _Conversation:
         self._stored = bool(request.extra.get("store"))
         self._ids: set[str] = set()
         self._callers: dict[str, Any] = {}
+        self._count = 0
 
     def items(self) -> list[dict[str, Any]]:
         made: list[dict[str, Any]] = []
@@ -189,7 +190,7 @@ class _Conversation:
         def say() -> None:
             nonlocal phase
             if text := _joined(words):
-                made.append({"role": "assistant", "content": text, **({"phase": phase} if phase else {})})
+                made.append(self._spoken(text, phase))
                 phase = None
             words.clear()
 
@@ -226,6 +227,18 @@ class _Conversation:
         if not item or not (item.get("encrypted_content") or item.get("content") or self._stored):
             return None
         return item if self._is_new(item.get("id")) else None
+
+    def _spoken(self, text: str, phase: str | None) -> dict[str, Any]:
+        """Words as a message of the model, written out in full: llama.cpp takes no shorter form."""
+        self._count += 1
+        made: dict[str, Any] = {
+            "type": "message",
+            "id": f"msg_nitinol_{self._count}",
+            "status": "completed",
+            "role": "assistant",
+        }
+        made["content"] = [{"type": "output_text", "text": text, "annotations": []}]
+        return {**made, "phase": phase} if phase else made
 
     def _message(self, data: Mapping[str, Any], parts: Sequence[Part]) -> dict[str, Any] | None:
         """A message as it came, with the words that follow; None if they are not the ones it came with."""

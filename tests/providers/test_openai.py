@@ -91,6 +91,13 @@ def tools(*answers: ToolAnswer) -> Message:
     return Message(role="tool", parts=answers)
 
 
+def said(text: str, number: int = 1, **fields: Any) -> Json:
+    """Words of the model that no item of its own holds."""
+    content = [{"type": "output_text", "text": text, "annotations": []}]
+    made: Json = {"type": "message", "id": f"msg_nitinol_{number}", "status": "completed", "role": "assistant"}
+    return {**made, "content": content, **fields}
+
+
 def assistant(*parts: Part, provider: str = "anthropic", model: str = "m") -> Message:
     return Message(role="assistant", parts=parts, provider=provider, model=model)
 
@@ -218,8 +225,13 @@ class TestAnswers:
 
     def test_thinking_as_it_is_and_not_in_summary_is_thinking(self) -> None:
         """Open weights, xAI."""
-        item = {"type": "reasoning", "id": "rs_1", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]}
-        made = [
+        item: Json = {
+            "type": "reasoning",
+            "id": "rs_1",
+            "summary": [],
+            "content": [{"type": "reasoning_text", "text": "hm"}],
+        }
+        made: list[Json] = [
             {"type": "response.output_item.added", "output_index": 0, "item": {**item, "content": []}},
             {"type": "response.reasoning_text.delta", "output_index": 0, "item_id": "rs_1", "delta": "hm"},
             {"type": "response.output_item.done", "output_index": 0, "item": item},
@@ -526,7 +538,7 @@ class TestRequests:
             tools(ToolAnswer(call_id="a", name="f", text="boom", error=True)),
         )
         assert made[1:] == [
-            {"role": "assistant", "content": "Well."},
+            said("Well."),
             {"type": "function_call", "call_id": "a", "name": "f", "arguments": '{"x": "ü"}'},
             {"type": "function_call_output", "call_id": "a", "output": "Error: boom"},
         ]
@@ -675,7 +687,7 @@ class TestReplay:
     def test_a_message_without_anything_to_keep_is_its_words(self) -> None:
         response = respond(message("Hi"))
         assert response.message.parts == (Text("Hi"),)
-        assert self.again(response) == [{"role": "assistant", "content": "Hi"}]
+        assert self.again(response) == [said("Hi")]
 
     def test_words_that_a_hook_has_changed_go_back_changed(self) -> None:
         response = respond(reasoning(), message("secret", phase="final_answer"))
@@ -683,7 +695,7 @@ class TestReplay:
         changed = response.replace(message=Message(role="assistant", parts=parts, provider="openai", model=MODEL))
         assert self.again(changed)[1]["content"][0]["text"] == "***"
         more = Message(role="assistant", parts=(*parts, Text("More.")), provider="openai", model=MODEL)
-        assert self.again(changed.replace(message=more))[2] == {"role": "assistant", "content": "More."}
+        assert self.again(changed.replace(message=more))[2] == said("More.")
         gone = tuple(part for part in parts if not isinstance(part, Text))
         none = Message(role="assistant", parts=gone, provider="openai", model=MODEL)
         assert self.again(changed.replace(message=none)) == []
@@ -693,18 +705,15 @@ class TestReplay:
         response = respond(reasoning("Hm."), search("q"), message("Yes.", phase="final_answer"), call("f"))
         made = self.again(response, "gpt-5.5")
         assert made[:3] == [
-            {"role": "assistant", "content": '[web_search_call: {"type": "search", "query": "q", "queries": ["q"]}]'},
-            {"role": "assistant", "content": "Yes.", "phase": "final_answer"},
+            said('[web_search_call: {"type": "search", "query": "q", "queries": ["q"]}]'),
+            said("Yes.", 2, phase="final_answer"),
             {"type": "function_call", "call_id": "call_1", "name": "f", "arguments": "{}"},
         ]
 
     def test_another_vendor_gets_words_alone(self) -> None:
         response = respond(reasoning("Hm."), search("q"), message("Yes.", phase="final_answer"), call("f"))
         made = self.again(response, "grok-4.3", "xai")
-        assert made[0] == {
-            "role": "assistant",
-            "content": '[web_search_call: {"type": "search", "query": "q", "queries": ["q"]}]\nYes.',
-        }
+        assert made[0] == said('[web_search_call: {"type": "search", "query": "q", "queries": ["q"]}]\nYes.')
         assert "id" not in made[1]
 
     def test_what_others_signed_is_never_sent(self) -> None:
@@ -715,7 +724,7 @@ class TestReplay:
             ToolCall(call_id="toolu_1", name="f", signature="CiQB"),
         )
         assert items(user(Text("a")), foreign)[1:] == [
-            {"role": "assistant", "content": "searched\nYes."},
+            said("searched\nYes."),
             {"type": "function_call", "call_id": "toolu_1", "name": "f", "arguments": "{}"},
         ]
 
@@ -728,7 +737,7 @@ class TestReplay:
     def test_thinking_that_is_neither_encrypted_nor_stored_stays_here(self) -> None:
         """The API looks it up in vain."""
         response = respond(reasoning("Hm.", encrypted=None), message("Yes."))
-        assert self.again(response) == [{"role": "assistant", "content": "Yes."}]
+        assert self.again(response) == [said("Yes.")]
         stored = ASK.replace(extra={"store": True})
         response = respond(reasoning("Hm.", encrypted=None), message("Yes."), request=stored)
         made = items(user(Text("a")), response.message, extra={"store": True})[1:]
@@ -736,12 +745,12 @@ class TestReplay:
 
     def test_no_item_goes_back_twice(self) -> None:
         """A caller may give a history twice; the API refuses an id that it has seen."""
-        said = respond(reasoning(), message("Yes."), call("f")).message
+        once = respond(reasoning(), message("Yes."), call("f")).message
         answered = tools(ToolAnswer(call_id="call_1", name="f", text="x"))
-        made = items(user(Text("a")), said, answered, said, answered)
-        assert len([item["id"] for item in made if "id" in item]) == 3
+        made = items(user(Text("a")), once, answered, once, answered)
+        assert [item["id"] for item in made if "id" in item] == ["rs_1", "msg_1", "fc_1", "msg_nitinol_1"]
         assert made[5:7] == [
-            {"role": "assistant", "content": "Yes."},
+            said("Yes."),
             {"type": "function_call", "call_id": "call_1", "name": "f", "arguments": "{}"},
         ]
 
