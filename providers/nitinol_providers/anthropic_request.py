@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from nitinol.messages import Audio, Document, Image, Media, Message, Native, Part, Text, Thinking, ToolAnswer, ToolCall
 from nitinol.provider import ModelRequest
+from nitinol.tool_spec import Tool
 from nitinol_providers.anthropic_models import abilities
 from nitinol_providers.anthropic_output import Output
 from nitinol_providers.chat_request import note
@@ -54,9 +55,10 @@ def body(model: str, request: ModelRequest, output: Output | None) -> dict[str, 
     if request.tools:
         made["tools"] = [_tool(tool) for tool in request.tools]
     made.update(_length_and_thinking(model, request, made["messages"]))
+    thinks: Mapping[str, Any] = {**made, **extra}.get("thinking") or {}
     if output is not None:
-        _hold(made, output, extra)
-    if request.temperature is not None and abilities(model).temperature and "thinking" not in made:
+        _hold(made, output, forced="budget_tokens" not in thinks, alone=not extra.get("tools"))
+    if request.temperature is not None and abilities(model).temperature and not thinks:
         made["temperature"] = min(request.temperature, 1.0)
     if container := _container(request.messages):
         made["container"] = container
@@ -140,21 +142,19 @@ def _may_think(sent: Sequence[Mapping[str, Any]]) -> bool:
     return first is None or first["type"] in ("thinking", "redacted_thinking")
 
 
-def _hold(made: dict[str, Any], output: Output, extra: Mapping[str, Any]) -> None:
-    """Hold the model to the schema of its answer."""
+def _hold(made: dict[str, Any], output: Output, *, forced: bool, alone: bool) -> None:
+    """Hold the model to the schema of its answer. With a budget to think, no tool can be forced."""
     if output.tool is None:
         made["output_config"] = {**made.get("output_config", {}), "format": output.format}
         return
     made["tools"] = [*made.get("tools", ()), output.tool]
-    if "budget_tokens" in made.get("thinking", ()):
-        made["tool_choice"] = {"type": "auto"}  # with a budget to think, no tool can be forced
-    elif len(made["tools"]) > 1 or extra.get("tools"):
-        made["tool_choice"] = {"type": "any"}
-    else:
+    if forced and alone and len(made["tools"]) == 1:
         made["tool_choice"] = {"type": "tool", "name": output.tool_name}
+    else:
+        made["tool_choice"] = {"type": "any" if forced else "auto"}
 
 
-def _tool(tool: Any) -> dict[str, Any]:
+def _tool(tool: Tool) -> dict[str, Any]:
     made: dict[str, Any] = {"name": tool.name, "input_schema": {"type": "object", **tool.parameters}}
     if tool.description:
         made["description"] = tool.description
@@ -171,8 +171,7 @@ class _Ids:
         self._now: dict[str, str] = {}
 
     def of_call(self, call_id: str) -> str:
-        digest = hashlib.sha256(call_id.encode("utf-8", "replace")).hexdigest()
-        made = base = call_id if _ID.fullmatch(call_id) else f"toolu_{digest[:24]}"
+        made = base = call_id if _ID.fullmatch(call_id) else _short(call_id)
         number = 1
         while made in self._used:
             number += 1
@@ -183,6 +182,10 @@ class _Ids:
 
     def of_answer(self, call_id: str) -> str:
         return self._now.get(call_id) or self.of_call(call_id)
+
+
+def _short(call_id: str) -> str:
+    return f"toolu_{hashlib.sha256(call_id.encode('utf-8', 'replace')).hexdigest()[:24]}"
 
 
 class _Natives:

@@ -10,6 +10,7 @@ from typing import Any, Literal, cast, get_args
 
 import pydantic
 import pytest
+from genai_prices import extract_usage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests import strict_anthropic
@@ -49,6 +50,7 @@ from nitinol.messages import (
     to_message,
 )
 from nitinol.provider import ModelRequest, ModelResponse, UsageSoFar
+from nitinol_providers.anthropic_answer import read_usage
 from nitinol_providers.anthropic_models import abilities
 from nitinol_providers.anthropic_request import BETAS
 
@@ -190,6 +192,38 @@ class TestTheSdkReadsTheSame:
     @given(streams())
     def test_of_any_stream(self, events: list[dict[str, Any]]) -> None:
         _agrees(respond(*events), _sdk_answer(sse(*events)))
+
+
+_count = st.integers(0, 2**30)
+
+
+class TestTheCatalogueCountsTheSame:
+    @settings(max_examples=200, deadline=None)
+    @given(_count, st.none() | _count, _count, _count, _count, _count)
+    def test_of_any_usage(
+        self, fresh: int, read: int | None, short: int, hour: int, output: int, searches: int
+    ) -> None:
+        """parity: P5. genai-prices reads a usage by itself, for its bills."""
+        raw: dict[str, Any] = {
+            "input_tokens": fresh,
+            "cache_read_input_tokens": read,
+            "cache_creation_input_tokens": short + hour,
+            "cache_creation": {"ephemeral_5m_input_tokens": short, "ephemeral_1h_input_tokens": hour},
+            "output_tokens": output,
+            "server_tool_use": {"web_search_requests": searches, "web_fetch_requests": 3},
+        }
+        ours = read_usage(raw)
+        told = {key: value for key, value in raw.items() if value is not None}
+        theirs = extract_usage({"model": "claude-sonnet-5-5", "usage": told}, provider_id="anthropic").usage
+        for name in (
+            "input_tokens",
+            "cache_read_tokens",
+            "cache_write_tokens",
+            "cache_write_1h_tokens",
+            "output_tokens",
+        ):
+            assert getattr(ours, name) == (getattr(theirs, name) or 0)
+        assert ours.server_tool_calls == (theirs.web_searches or 0)
 
 
 # ---- requests of every kind, before the vendor's own types and the rules that no type tells
