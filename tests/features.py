@@ -147,7 +147,9 @@ def _calls(vendor: Vendor) -> bool:
 
 
 def _thinking(vendor: Vendor) -> bool:
-    return [part.text for part in read(vendor, THINKS).message.parts if isinstance(part, Thinking)][:1] == ["A thought."]
+    return [part.text for part in read(vendor, THINKS).message.parts if isinstance(part, Thinking)][:1] == [
+        "A thought."
+    ]
 
 
 def _own_thinking(vendor: Vendor) -> bool:
@@ -180,7 +182,9 @@ def _in_result(vendor: Vendor) -> bool:
     answers = tuple(
         ToolAnswer(call_id=call.call_id, name=call.name, text="x", media=(picture,)) for call in said.tool_calls
     )
-    return base64.b64encode(PNG).decode() in json.dumps(body(vendor, *ASK.messages, said, Message(role="tool", parts=answers)))
+    return base64.b64encode(PNG).decode() in json.dumps(
+        body(vendor, *ASK.messages, said, Message(role="tool", parts=answers))
+    )
 
 
 def _schema(vendor: Vendor) -> bool:
