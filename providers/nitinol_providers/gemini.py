@@ -13,7 +13,7 @@ from urllib.parse import quote, urlsplit
 from nitinol.errors import ConfigurationError, MissingKey, ProviderError
 from nitinol.http import Http
 from nitinol.http_errors import redact
-from nitinol.provider import ModelInfo, ModelRequest, StreamPart
+from nitinol.provider import ModelInfo, ModelRequest, StreamPart, account_of
 from nitinol_providers import catalog
 from nitinol_providers.gemini_answer import GeminiAnswer, classify, retry_delay
 from nitinol_providers.gemini_request import NAME, body
@@ -65,6 +65,7 @@ class Gemini:
         query = f"{parts.query}&alt=sse" if parts.query else "alt=sse"  # without it, the stream is one long JSON list
         self._url = parts._replace(path=path, query=query).geturl()
         self._headers = {**({"x-goog-api-key": key.strip()} if key.strip() else {}), **(headers or {})}
+        self.account = account_of(self.base_url, *self._headers.values())
 
     def __repr__(self) -> str:
         parts = urlsplit(self.base_url)
