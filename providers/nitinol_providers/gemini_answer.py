@@ -5,18 +5,18 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from nitinol import errors
 from nitinol.errors import MalformedResponse, ProviderError
 from nitinol.http_errors import error_message, error_type
-from nitinol.messages import Audio, Document, Image, Message, Native, Part, StopReason, Text, Thinking, ToolCall
+from nitinol.messages import Audio, Document, Image, Message, Native, Part, StopReason, Text, Thinking
 from nitinol.provider import Delta, ModelRequest, ModelResponse, StreamPart, UsageSoFar
 from nitinol.usage import Usage
 from nitinol_providers import overflow
-from nitinol_providers.chat_answer import count, parse_event
+from nitinol_providers.chat_answer import count, make_calls, parse_event
 from nitinol_providers.gemini_request import ABOUT, NAME
 
 STOP: Mapping[str, StopReason] = {
@@ -223,10 +223,10 @@ class GeminiAnswer:
 
     def _message(self, stop: StopReason) -> tuple[Part, ...]:
         made: list[Part] = []
-        ids = self._ids()
+        calls = iter(make_calls(self._request, ((c.id, c.name, self._written(c), c.signature) for c in self._calls)))
         for part in self._parts:
             if isinstance(part, _Call):
-                made.append(self._tool_call(part, next(ids)))
+                made.append(next(calls))
             elif isinstance(part, _Words):
                 text = "".join(part.pieces)
                 thought = Thinking(text=text, signature=part.signature, redacted=not text)
@@ -241,26 +241,9 @@ class GeminiAnswer:
             made.append(Native(data=about, text=_sources(about)))
         return tuple(made)
 
-    def _tool_call(self, call: _Call, id: str) -> ToolCall:
-        raw = _json(call.arguments)
-        if call is self._open:
-            raw = raw.rstrip("}")  # the answer ended within it
-        made = ToolCall(call_id=id, name=call.name, signature=call.signature)
-        whole = call is not self._open and _is_object(call.arguments)
-        return made.replace(arguments=call.arguments) if whole else made.replace(malformed=raw)
-
-    def _ids(self) -> Iterator[str]:
-        """An id for each call that no other call of the conversation has."""
-        request = self._request
-        taken = {call.call_id for message in request.messages for call in message.tool_calls}
-        for call in self._calls:
-            id, again = call.id, 0
-            while not id or id in taken:
-                # No chance in it: the same answer must give the same ids.
-                id = "_".join(filter(None, ("call", request.run_id, str(request.turn), str(call.number), "x" * again)))
-                again += 1
-            taken.add(id)
-            yield id
+    def _written(self, call: _Call) -> str:
+        text = _json(call.arguments)
+        return text.rstrip("}") if call is self._open else text  # the answer ended within it
 
     def _read_usage(self) -> Usage:
         """From the counts so far: each chunk repeats them all, grown, or leaves out what it does not know yet."""
