@@ -13,13 +13,14 @@ from urllib.parse import quote, urlsplit
 from nitinol.errors import ConfigurationError, MissingKey, ProviderError
 from nitinol.http import Http
 from nitinol.http_errors import redact
-from nitinol.provider import ModelInfo, ModelRequest, StreamPart
+from nitinol.provider import ModelInfo, ModelRequest, StreamPart, account_of
 from nitinol_providers import catalog
 from nitinol_providers.gemini_answer import GeminiAnswer, classify, retry_delay
 from nitinol_providers.gemini_request import NAME, body
 from nitinol_providers.openai_compatible import checked_url
 
 _KEYS = ("GOOGLE_API_KEY", "GEMINI_API_KEY")
+_SIGNED = {"authorization", "x-goog-api-key"}
 _DEFAULT = "https://generativelanguage.googleapis.com"
 
 
@@ -55,7 +56,7 @@ class Gemini:
             raise ConfigurationError("gemini: the model's name is empty; write for instance 'gemini:gemini-2.5-pro'")
         given = base_url if base_url is not None else os.environ.get("GOOGLE_GEMINI_BASE_URL", "").strip()
         key = api_key if api_key is not None else next(filter(None, map(os.environ.get, _KEYS)), "")
-        if not key.strip() and not given and not headers:
+        if not key.strip() and not given and _SIGNED.isdisjoint(map(str.lower, headers or ())):
             raise MissingKey(f"gemini needs a key: set {_KEYS[1]}, or give api_key=")
         self.model = model
         self.base_url = checked_url(given if base_url is not None else given or _DEFAULT, NAME)
@@ -64,6 +65,7 @@ class Gemini:
         query = f"{parts.query}&alt=sse" if parts.query else "alt=sse"  # without it, the stream is one long JSON list
         self._url = parts._replace(path=path, query=query).geturl()
         self._headers = {**({"x-goog-api-key": key.strip()} if key.strip() else {}), **(headers or {})}
+        self.account = account_of(self.base_url, *self._headers.values())
 
     def __repr__(self) -> str:
         parts = urlsplit(self.base_url)

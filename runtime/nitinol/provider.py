@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint, entry_points
@@ -121,6 +123,10 @@ class Provider(Protocol):
     """Speaks one vendor's wire format for one model.
 
     Contract: it keeps no client, no loop and no state between calls, and may be used by any number of agents at once.
+
+    It may have one attribute more: `account`, a string that tells whose key it uses without telling the key, such as
+    `account_of(base_url, key)`. Instances of the same name, model and account share one rate limit: when one of them meets
+    a 429, the agents of all slow down. Without it, those made from the same model string share, and an instance is alone.
     """
 
     name: str
@@ -190,6 +196,11 @@ def known_models(name: str | None = None) -> Iterator[KnownModel]:
         yield from catalog(name)
 
 
+def account_of(*parts: str) -> str:
+    """A digest for a provider's `account`: it tells accounts apart, within this process, and gives no key away."""
+    return hashlib.blake2s("\0".join(parts).encode("utf-8", "replace"), digest_size=8, key=_SALT).hexdigest()
+
+
 def overridden() -> Provider | None:
     """The provider that `nitinol.testing.override_model` has put in the place of all others."""
     return _overrides[-1] if _overrides else None
@@ -216,5 +227,6 @@ def _known() -> str:
     return ", ".join(sorted(_entry_points())) or "none (is nitinol installed?)"
 
 
+_SALT = os.urandom(16)
 _cached: dict[str, EntryPoint] | None = None
 _overrides: list[Provider] = []

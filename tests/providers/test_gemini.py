@@ -380,8 +380,13 @@ class TestAnswers:
         ],
     )
     def test_a_piece_that_leads_nowhere_is_malformed(self, piece: Any) -> None:
-        with pytest.raises(errors.MalformedResponse):
+        with pytest.raises(errors.MalformedResponse, match="no response of Gemini"):
             respond(chunk(called("f", {"known": "text"}, partialArgs=[piece]), finish="STOP"))
+
+    def test_any_piece_of_a_call_may_be_the_signed_one(self) -> None:
+        pieces = called("f", willContinue=True), called(partialArgs=[], signature=SIGNATURE)
+        (call,) = respond(chunk(pieces[0]), chunk(pieces[1], finish="STOP")).message.tool_calls
+        assert (call.arguments, call.signature) == ({}, SIGNATURE)
 
     def test_an_unknown_part_is_kept_as_it_came(self) -> None:
         part = {"somethingNew": {"a": 1}, "thoughtSignature": SIGNATURE}
@@ -406,6 +411,7 @@ class TestAnswers:
                 Usage(input_tokens=130, cache_read_tokens=60, output_tokens=18, reasoning_tokens=11),
             ),
             ({"promptTokenCount": -1, "candidatesTokenCount": "many"}, Usage()),
+            ({"promptTokenCount": 5, "cachedContentTokenCount": 9}, Usage(input_tokens=5, cache_read_tokens=5)),
         ],
     )
     def test_usage_is_in_our_vocabulary(self, raw: dict[str, Any], usage: Usage) -> None:
@@ -468,7 +474,7 @@ class TestFailures:
         ],
     )
     def test_a_chunk_that_is_none_is_malformed(self, data: bytes) -> None:
-        with pytest.raises(errors.MalformedResponse):
+        with pytest.raises(errors.MalformedResponse, match="no response of Gemini"):
             asked(gemini(), ASK, Replay(b"data: " + data + b"\n\n"))
 
     @pytest.mark.parametrize(
@@ -479,6 +485,12 @@ class TestFailures:
                 400,
                 "INVALID_ARGUMENT",
                 "The input token count (1200293) exceeds the maximum number of tokens allowed (1048576).",
+                errors.ContextOverflow,
+            ),
+            (
+                400,
+                "INVALID_ARGUMENT",
+                "Request payload size exceeds the limit: 20971520 bytes.",
                 errors.ContextOverflow,
             ),
             (400, "FAILED_PRECONDITION", "User location is not supported for the API use.", errors.InvalidRequest),
@@ -885,7 +897,9 @@ class TestConstruction:
 
     def test_a_server_of_ones_own_needs_no_key(self) -> None:
         assert header(Gemini("m", base_url="http://box:9")) is None
-        assert header(Gemini("m", headers={"authorization": "Bearer ya29"})) is None
+        assert header(Gemini("m", headers={"Authorization": "Bearer ya29"})) is None
+        with pytest.raises(errors.MissingKey):
+            Gemini("m", headers={"x-title": "t"})
 
     @pytest.mark.parametrize("url", ["", "box:9", "ftp://box", "http://", "http://box:x"])
     def test_a_bad_address_is_refused(self, url: str) -> None:

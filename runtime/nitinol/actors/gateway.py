@@ -13,13 +13,14 @@ from typing import Any, cast, get_args
 from nitinol import events as ev
 from nitinol import provider as providers
 from nitinol.actors.bus import EventBus
+from nitinol.actors.gate import Gates, Pass
 from nitinol.actors.hook_runner import HookFailed, HookRunner, hook_context
 from nitinol.actors.ledger import Ledger
 from nitinol.actors.port import Port, Stopper
 from nitinol.agent import Agent, model_name
 from nitinol.budget import Account, bound
 from nitinol.env import Env, Loop
-from nitinol.errors import ConfigurationError, ConnectionFailed, MalformedResponse, ProviderError
+from nitinol.errors import ConfigurationError, ConnectionFailed, InvalidRequest, MalformedResponse, ProviderError
 from nitinol.hooks import Halt
 from nitinol.http import HttpPool
 from nitinol.inputs import (
@@ -56,6 +57,7 @@ class ModelGateway:
         self.flying: dict[str, asyncio.Task[None]] = {}
         """By key: the attempt that is not over yet."""
         self.log = get_logger()
+        self.gates = Gates(env, core, self.log)
 
     def start(self, effect: CallModel, port: Port, agent: Agent[Any], state: AgentState) -> Stopper:
         """Begin an attempt; its outcome is told to the port."""
@@ -101,6 +103,8 @@ class _Attempt:
         self.provider: Provider | None = None
         self.info = ModelInfo()
         self.prices: PriceList | None = None
+        self.leave: Pass | None = None
+        """The gate's; `None` where no provider is asked."""
         self.sent = False
         self.texts: list[str] = []
         self.characters = 0
@@ -170,6 +174,8 @@ class _Attempt:
         self.provider = providers.overridden() or providers.resolve(model)
         self.info = await self._ask_info(self.provider)
         self.prices = agent.prices or self.info.prices
+        if providers.overridden() is None:
+            self.leave = await self.gateway.gates.enter(model, self.provider, self.port.key)
         messages, self.added, self.removed = self.port.view_of(state.transcript)
         instructions = agent.instructions
         if callable(instructions):
@@ -281,6 +287,7 @@ class _Attempt:
             async for part in stream:
                 if isinstance(part, Delta):
                     if not self.characters:
+                        self._was_taken()
                         seconds = gateway.env.monotonic() - started
                         first = ev.ephemeral(
                             ev.ModelFirstToken, began, gateway.env.now(), port.committed.seq, seconds=seconds
@@ -314,6 +321,7 @@ class _Attempt:
     async def _finish(self, response: ModelResponse, duration: float) -> None:
         effect, provider = self.effect, cast("Provider", self.provider)
         self.usage = response.usage or self.usage
+        self._was_taken()
         if self.agent.has_hook("after_model"):
             answer = await self.gateway.hooks.run("after_model", self.agent, self.port.committed, response)
             if isinstance(answer, Halt):
@@ -338,13 +346,20 @@ class _Attempt:
             )
         )
 
+    def _was_taken(self) -> None:
+        if self.leave is not None:
+            self.leave.accept()
+
     def _fail(self, error: Exception, error_type: str | None = None) -> None:
         effect, provider = self.effect, self.provider
+        if self.leave is not None:
+            self.leave.fail(error)
         known = error if isinstance(error, ProviderError) else ProviderError(describe(error))
         usage: Usage | None = None
         if self.sent:
             # Who got no connection, or an HTTP error, owes nothing; anything later is owed, at least the input.
-            unheard = isinstance(error, ConnectionFailed) and known.status_code is None
+            unsent = isinstance(error, (ConnectionFailed, ConfigurationError, InvalidRequest))
+            unheard = unsent and known.status_code is None
             refused = not self.characters and self.usage is None and (unheard or (known.status_code or 0) >= 400)
             usage = NO_USAGE if refused else self._so_far()
         elif self._is_open():
