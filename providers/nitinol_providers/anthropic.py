@@ -83,9 +83,9 @@ class Anthropic:
         return f"Anthropic({self.model!r}, base_url={shown!r})"
 
     def info(self) -> ModelInfo:
-        """From the catalogue, which is imported once (0.2 s), and the model's generation."""
+        """From the catalogue, which is imported once (0.2 s); of a model too new for it, from its generation."""
         known = catalog.model_info(self.model, vendor=self.name)
-        return replace(known, max_output_tokens=abilities(self.model).max_output_tokens)
+        return replace(known, max_output_tokens=known.max_output_tokens or abilities(self.model).max_output_tokens)
 
     async def stream(self, request: ModelRequest, http: Http) -> AsyncGenerator[StreamPart, None]:
         """Ask the model; see `Provider.stream`."""

@@ -132,13 +132,13 @@ def _effort(tokens: int) -> str:
 
 
 def _may_think(sent: Sequence[Mapping[str, Any]]) -> bool:
-    """Not with a budget amid calls that began without thinking, as another model's do: the API refuses it."""
+    """Not with a budget amid calls, or a pause, that began without thinking, as another model's do: the API refuses it."""
     first: Mapping[str, Any] | None = None
-    for answer, results in zip(reversed(sent[:-1]), reversed(sent), strict=False):
-        if results["role"] == "user":
-            if not any(block["type"] == "tool_result" for block in results["content"]):
-                break
-            first = answer["content"][0]
+    for message in reversed(sent):
+        if message["role"] == "assistant":
+            first = message["content"][0]
+        elif not any(block["type"] == "tool_result" for block in message["content"]):
+            break
     return first is None or first["type"] in ("thinking", "redacted_thinking")
 
 

@@ -55,7 +55,7 @@ from nitinol.messages import (
 from nitinol.provider import Delta, ModelRequest, ModelResponse, Provider, StreamPart, UsageSoFar, resolve
 from nitinol.tool_spec import Tool
 from nitinol.usage import Usage
-from nitinol_providers import Anthropic
+from nitinol_providers import Anthropic, supplement
 
 
 class TestRecordings:
@@ -442,7 +442,8 @@ class TestRequests:
             ("claude-opus-4-1", 32_000),
             ("claude-sonnet-4-0", 64_000),
             ("claude-haiku-4-5-20251001", 64_000),
-            ("claude-sonnet-4-6", 128_000),
+            ("claude-sonnet-4-6", 64_000),
+            ("claude-opus-4-6", 128_000),
             ("claude-fable-5-2", 128_000),
             ("claude-mythos-preview", 128_000),
             ("local", 4096),
@@ -854,10 +855,16 @@ class TestConstruction:
         asyncio.run(main())
         assert http.url == "http://user:pass@box/anthropic/v1/messages?q=1"
 
+    @pytest.mark.parametrize("model", sorted(supplement.MAX_OUTPUT_TOKENS["anthropic"]))
+    def test_a_generations_limit_is_that_of_the_catalogue(self, model: str) -> None:
+        """A request that no runtime has looked at is limited by the generation alone."""
+        assert sent(model=model)["max_tokens"] == supplement.MAX_OUTPUT_TOKENS["anthropic"][model]
+
     def test_what_is_known_of_a_model(self) -> None:
         info = provider("claude-sonnet-4-5-20250929").info()
         assert (info.context_window, info.max_output_tokens) == (200_000, 64_000)
         assert info.prices is not None
+        assert provider("claude-fable-9").info().max_output_tokens == 128_000
         unknown = provider("local").info()
         assert (unknown.context_window, unknown.max_output_tokens, unknown.prices) == (None, None, None)
 
