@@ -82,13 +82,13 @@ VENDORS = (
     Vendor(
         name="xai",
         protocol=_BY_NAME["responses"],
-        provider=OpenAI("grok-4", name="xai", api_key=KEY),
+        provider=OpenAI("grok-4.5", name="xai", api_key=KEY),
         server_tool=_SEARCH,
     ),
     Vendor(
         name="gemini",
         protocol=_BY_NAME["gemini"],
-        provider=Gemini("gemini-2.5-pro", api_key=KEY),
+        provider=Gemini("gemini-3.1-pro-preview", api_key=KEY),
         server_tool={"googleSearch": {}},
     ),
     *(
@@ -101,7 +101,7 @@ VENDORS = (
         for name, model in _MODELS.items()
     ),
 )
-ASK = ModelRequest(messages=(to_message("Hello"),), tools=(look_up,), run_id="RUN", turn=1)
+ASK = ModelRequest(messages=(to_message("Hello"),), tools=(look_up,), key="k", run_id="RUN", turn=1)
 THINKS = Turn(thinking="A thought.", text="Words.", calls=[("look_up", {"word": "a"}), ("look_up", {"word": "b"})])
 
 
@@ -263,12 +263,57 @@ FEATURES: Mapping[str, Callable[[Vendor], bool]] = {
         )(vendor)
         for reason in ("content_filter", "refusal")
     ),
-    "window known": lambda vendor: vendor.provider.info().context_window is not None,
-    "price known": lambda vendor: vendor.provider.info().prices is not None,
+    "window and price known": lambda vendor: (
+        None
+        not in (
+            vendor.provider.info().context_window,
+            vendor.provider.info().prices,
+        )
+    ),
 }
 """By name, in the order of the table: whether a vendor's provider does it."""
 
-WHY: Mapping[tuple[str, str], str] = {}
+_ANSWERED = "dropped: the vendor does not ask for it back"
+_PROMPT = "told in the prompt, and checked by the run: the vendor refuses a schema beside tools or a stream"
+_TEXT = "a note in its place: the vendor's API takes text alone"
+_UNLISTED = "a note in its place: not listed among what this vendor takes (`vendors.py`)"
+_NO_AUDIO = "a note in its place: the vendor's API takes no sound"
+_ITSELF = "the vendor caches by itself, or not at all"
+_OWN = "a server of your own: say `prices=` and `context_window=`"
+_REASONS: Mapping[str, Mapping[str, str]] = {
+    "its own thinking goes back": dict.fromkeys(
+        ("openai-compatible", "ollama", "mistral", "groq", "together", "vllm", "llamacpp"), _ANSWERED
+    ),
+    "temperature=": {"openai": "left out: the vendor's models that think refuse it; gpt-4.1 is sent it"},
+    "output=, by the API": dict.fromkeys(("deepseek", "groq"), _PROMPT),
+    "images": {"deepseek": _TEXT},
+    "images by address": {"ollama": "a note in its place: it takes pictures as bytes alone", "deepseek": _TEXT},
+    "images in tool results": {
+        "deepseek": _TEXT,
+        "mistral": "a note in its place: no picture stands in a tool's message there, and no user's may follow it",
+    },
+    "audio": {
+        **dict.fromkeys(("anthropic", "openai", "xai"), _NO_AUDIO),
+        **dict.fromkeys(("ollama", "mistral", "groq", "together"), _UNLISTED),
+        "deepseek": _TEXT,
+    },
+    "PDF": {
+        **dict.fromkeys(("ollama", "mistral", "groq", "together", "vllm", "llamacpp"), _UNLISTED),
+        "deepseek": _TEXT,
+    },
+    "cache=": {
+        **dict.fromkeys(
+            ("gemini", "openai-compatible", "ollama", "deepseek", "mistral", "groq", "together", "vllm", "llamacpp"),
+            _ITSELF,
+        ),
+        "openrouter": "not asked for: models that cache only where they are asked to do not",
+    },
+    "window and price known": dict.fromkeys(("ollama", "vllm", "llamacpp"), _OWN),
+}
+WHY: Mapping[tuple[str, str], str] = {
+    (feature, vendor): why for feature, reasons in _REASONS.items() for vendor, why in reasons.items()
+}
+"""Of each feature and vendor that has it not: why."""
 
 
 def found() -> dict[tuple[str, str], bool]:
@@ -279,19 +324,20 @@ def found() -> dict[tuple[str, str], bool]:
 def main() -> int:
     """Print the table, and under it the reasons."""
     tried = found()
-    reasons = list(dict.fromkeys(WHY.get(cell, "?") for cell, passed in tried.items() if not passed))
+    reasons = list(dict.fromkeys(WHY.get(cell, "no reason is known") for cell, passed in tried.items() if not passed))
     names = [vendor.name for vendor in VENDORS]
     print("| |", *(f"{name} |" for name in names))
     print("|---|" + "---|" * len(names))
     for feature in FEATURES:
-        cells = [
-            "yes" if tried[feature, name] else str(reasons.index(WHY.get((feature, name), "?")) + 1) for name in names
+        cells = [(feature, name) for name in names]
+        shown = [
+            "yes" if tried[cell] else str(reasons.index(WHY.get(cell, "no reason is known")) + 1) for cell in cells
         ]
-        print(f"| {feature} |", *(f"{cell} |" for cell in cells))
+        print(f"| {feature} |", *(f"{word} |" for word in shown))
     print()
     for number, reason in enumerate(reasons, start=1):
         print(f"{number}. {reason}")
-    return 0
+    return any(not passed and cell not in WHY for cell, passed in tried.items())
 
 
 if __name__ == "__main__":

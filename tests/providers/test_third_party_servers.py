@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -195,8 +196,8 @@ def protocol(request: pytest.FixtureRequest) -> Protocol:
 
 
 def live(protocol: Protocol, server: aimock.Aimock, prompt: str, **options: Any) -> Lived:
-    """One run of an agent with tools and little patience."""
-    options.setdefault("retry", Retry(attempts=2, base=0.0, stall=0.4))
+    """One run of an agent with tools, which tries twice."""
+    options.setdefault("retry", Retry(attempts=2, base=0.0, stall=SOON))
     model = protocol.make(f"m-{protocol}", server.url)
     agent = Agent(name="guest", model=model, tools=[get_weather, get_time], instructions="Be brief.", **options)
     with Runtime() as rt, rt.subscribe(maxsize=10_000) as told:  # first, so that no delta is missed
@@ -277,11 +278,26 @@ def test_slow_bytes_are_no_stall(protocol: Protocol, server: aimock.Aimock) -> N
     assert lived.failures == []
 
 
+def test_what_cannot_be_started_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Which is the reason that the others are skipped for; nothing is installed unasked."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(aimock.Missing, match=r"Node\.js"):
+        aimock.find(install=True)
+    (tmp_path / "node").touch(mode=0o755)
+    with pytest.raises(aimock.Missing, match="python -m tests"):
+        aimock.find(install=False)
+    with pytest.raises(aimock.Missing, match="npm, which installs aimock"):
+        aimock.find(install=True)
+    assert not (tmp_path / "nitinol-tests").exists()
+
+
 @pytest.mark.parametrize("word", FAULTS)
 def test_what_goes_wrong_is_typed_and_tried_again(protocol: Protocol, server: aimock.Aimock, word: str) -> None:
     """By type: what may pass is tried again, what will not is not; what was cut is billed as an estimate, a refusal not."""
     fault = FAULTS[word]
-    lived = live(protocol, server, word)
+    patience = {"retry": Retry(attempts=2, base=0.0, stall=0.5)} if word == "hanging" else {}
+    lived = live(protocol, server, word, **patience)
     (failed,) = lived.failures
     assert (failed.error_type, failed.status_code) == (fault.error_type, fault.status_code), failed.error
     assert failed.retry_after == fault.retry_after
