@@ -266,7 +266,7 @@ class Http:
                 for data in parser.feed(chunk):
                     if data == until:
                         if _is_secure(url):
-                            await _drain(chunks)
+                            await drain(chunks)
                         return
                     yield data
                 watch.resume()
@@ -294,6 +294,17 @@ class Http:
             finally:
                 if free is not None:
                     free.release()
+
+
+async def drain(events: AsyncIterator[bytes]) -> None:
+    """Read what is left of a stream after its last event, but only for a moment: its connection can be used again.
+
+    For a provider that knows the end of its stream only when it has read it, so that `until=` cannot tell.
+    """
+    with suppress(Exception):
+        async with asyncio.timeout(_LINGER):
+            async for _ in events:
+                pass
 
 
 class _Watch:
@@ -433,14 +444,6 @@ def _without_user(url: str, headers: Mapping[str, str]) -> tuple[str, Mapping[st
         return url, headers
     basic = f"Basic {base64.b64encode(unquote(user).encode()).decode()}"
     return parts._replace(netloc=host).geturl(), {"authorization": basic, **headers}
-
-
-async def _drain(chunks: AsyncIterator[bytes]) -> None:
-    """Read to the end of the body, or the connection could not be used again."""
-    with suppress(Exception):
-        async with asyncio.timeout(_LINGER):
-            async for _ in chunks:
-                pass
 
 
 def _network_error(error: Exception, what: str) -> ProviderError:

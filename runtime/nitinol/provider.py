@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
@@ -20,6 +20,8 @@ Thinking = int | Literal["low", "medium", "high"]
 
 ENTRY_POINTS = "nitinol.providers"
 """The entry-point group that maps the part of a model string before its first colon to a provider."""
+CATALOGS = "nitinol.models"
+"""The entry-point group of lists of models: each a `Catalog`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +34,21 @@ class ModelInfo:
     """Tokens of one answer; `None` = unknown."""
     prices: PriceList | None = None
     """`None` = unknown, so the cost is unknown; never free."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownModel:
+    """A model that a package with a list of models knows."""
+
+    provider: str
+    """What stands before the colon of its model string."""
+    model: str
+    """What stands behind it."""
+    info: ModelInfo
+
+
+Catalog = Callable[[str | None], Iterable[KnownModel]]
+"""All models that a package knows; given a name, what each provider serves under it, be it an alias or a dated name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +180,20 @@ def resolve(model: str | Provider) -> Provider:
     except (ImportError, AttributeError) as error:
         raise ConfigurationError(f"provider {prefix!r} ({found.value}) does not load: {error}") from error
     return factory(name)
+
+
+def known_models(name: str | None = None) -> Iterator[KnownModel]:
+    """What the installed packages know of models: of all, or of those that providers serve under a name.
+
+    Raises:
+        ConfigurationError: A package's list does not load.
+    """
+    for point in entry_points(group=CATALOGS):
+        try:
+            catalog: Catalog = point.load()
+        except (ImportError, AttributeError) as error:
+            raise ConfigurationError(f"the list of models {point.value!r} does not load: {error}") from error
+        yield from catalog(name)
 
 
 def account_of(*parts: str) -> str:
