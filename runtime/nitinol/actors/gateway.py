@@ -157,6 +157,8 @@ class _Attempt:
 
     async def _report(self, error: Exception) -> None:
         """Tell of a failure; the `on_error` hooks come first, so that a `Halt` ends the run before the failure does."""
+        if self.leave is not None:  # at once, whatever the hooks do: others are about to meet the same limit
+            self.leave.fail(error)
         try:
             await self._on_error(error)
         finally:
@@ -360,8 +362,6 @@ class _Attempt:
 
     def _fail(self, error: Exception, error_type: str | None = None) -> None:
         effect, provider = self.effect, self.provider
-        if self.leave is not None:
-            self.leave.fail(error)
         known = error if isinstance(error, ProviderError) else ProviderError(describe(error))
         usage: Usage | None = None
         if self.sent:
