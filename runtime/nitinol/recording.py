@@ -36,6 +36,8 @@ from nitinol.logs import describe
 
 VERSION = 1
 VARIABLE = "NITINOL_RECORD"
+_OURS = re.compile(r"(?<![0-9A-Z])[0-9A-HJKMNP-TV-Z]{26}(?![0-9A-Z])|nitinol-[0-9a-f]{40}")
+"""Ids of runs and keys, and their digests: each run has others, and providers may send them."""
 
 
 @dataclass(slots=True)
@@ -54,6 +56,8 @@ class Exchange:
     error: str | None = None
     secrets: set[str] = field(default_factory=set[str])
     """What must not be kept of it. Never written."""
+    asked: dict[str, Any] | None = None
+    """What a request is compared with, once that was needed. Never written."""
 
 
 class Recording:
@@ -119,7 +123,7 @@ class Recording:
     async def _play(self, request: Request, send: Send) -> Answer:
         body = _parsed(request.body)
         hidden = Hidden({*secrets_of(request.url, request.headers, body), *telling_variables().values()})
-        sent = _kept(Exchange(request.method, request.url, body), hidden)
+        sent = _settled(_kept(Exchange(request.method, request.url, body), hidden))
         with self._lock:
             found = next((each for each in self._left if _difference(_asked(each), sent) is None), None)
             if found is None:
@@ -148,7 +152,7 @@ def record(
 
     What is played needs no network and no key, has the same bytes in the same chunks, and waits for no retry. Any number of
     requests may be under way at once: each is answered by the first exchange, of those that were not yet played, with
-    the same method, address and body. One that is not in the recording fails its run with `NotRecorded`, which names the
+    the same method, address and body, whatever ids of runs are in it. One that is not in the recording fails its run with `NotRecorded`, which names the
     first difference.
 
     No key is kept: neither those in headers, of which none are written, nor where they appear again in addresses, bodies and
@@ -259,11 +263,10 @@ def _kept(exchange: Exchange, hidden: Hidden) -> dict[str, Any]:
 
 
 def _asked(exchange: Exchange) -> dict[str, Any]:
-    return {
-        "method": exchange.method,
-        "url": exchange.url,
-        **({} if exchange.body is None else {"body": exchange.body}),
-    }
+    if exchange.asked is None:
+        body = {} if exchange.body is None else {"body": exchange.body}
+        exchange.asked = _settled({"method": exchange.method, "url": exchange.url, **body})
+    return cast("dict[str, Any]", exchange.asked)
 
 
 def _read(path: Path) -> tuple[list[str], list[Exchange]]:
@@ -330,6 +333,18 @@ def _placeholders(names: Iterable[str]) -> Generator[None, None, None]:
 
 
 # ---- differences
+
+
+def _settled(value: Any, known: dict[str, str] | None = None) -> Any:
+    """The same with our own ids numbered, in the order in which they come."""
+    ids = {} if known is None else known
+    if isinstance(value, dict):
+        return {name: _settled(item, ids) for name, item in cast("dict[str, Any]", value).items()}
+    if isinstance(value, list):
+        return [_settled(item, ids) for item in cast("list[Any]", value)]  # type: ignore[redundant-cast] # not for pyright
+    if isinstance(value, str):
+        return _OURS.sub(lambda found: ids.setdefault(found[0], f"<id {len(ids) + 1}>"), value)
+    return value
 
 
 def _difference(recorded: Any, sent: Any, where: str = "") -> str | None:

@@ -257,6 +257,27 @@ class TestRuns:
             check(server.url)
             played.assert_exhausted()
 
+    def test_ids_of_runs_make_no_difference(self, file: Path) -> None:
+        """A model that gives no ids gets ours, with the run's in them; the next request of each run is another one."""
+        call = {"index": 0, "type": "function", "function": {"name": "add", "arguments": '{"a": 1, "b": 2}'}}
+        chunk = {
+            "choices": [{"index": 0, "delta": {"tool_calls": [call, {**call, "index": 1}]}, "finish_reason": "stop"}]
+        }
+        nameless = stream(b"data: " + json.dumps(chunk).encode() + b"\n\n", b"data: [DONE]\n\n")
+        runs: list[str] = []
+        with Server(nameless, said("It is 3")) as server:
+            for _ in range(2):
+                with record(file) as recording:
+                    result = run("1 + 2?", model=model(server.url), tools=[add])
+                    recording.assert_exhausted()
+                assert result.text == "It is 3 ", result.error
+                runs.append(result.run_id)
+        sent = server.requests[1].json["messages"]
+        assert runs[0] in sent[-1]["tool_call_id"]
+        assert sent[-1]["tool_call_id"] != sent[-2]["tool_call_id"]
+        assert runs[0] != runs[1]
+        assert len(server.requests) == 2
+
     def test_a_request_that_is_not_in_it_fails_its_run_and_says_why(self, file: Path) -> None:
         """At once, without a retry and without a cost; no network is touched."""
         with Server(said("Hello")) as server, record(file):
@@ -324,6 +345,33 @@ class TestSecrets:
         with record(file):
             again = events_of(url.replace("in-the-query-1", "x-1"), body={**body, "api_key": "other"}, headers=headers)
         assert [KEY in each.decode() for each in again] == [True, True]
+
+    @pytest.mark.parametrize(
+        ("model", "key", "base_url"),
+        [
+            ("anthropic:m", "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL"),
+            ("openai:m", "OPENAI_API_KEY", "OPENAI_BASE_URL"),
+            ("gemini:m", "GEMINI_API_KEY", "GOOGLE_GEMINI_BASE_URL"),
+            ("groq:m", "GROQ_API_KEY", "GROQ_BASE_URL"),
+        ],
+    )
+    def test_no_vendors_key_is_kept_or_asked_for(
+        self, file: Path, monkeypatch: pytest.MonkeyPatch, model: str, key: str, base_url: str
+    ) -> None:
+        """Whichever header it goes in."""
+        with Server(answer(400, {"error": {"message": f"no model for {PLANTED}"}})) as server:
+            monkeypatch.setenv(base_url, server.url)
+            monkeypatch.setenv(key, PLANTED)
+            with record(file):
+                live = run("go", model=model)
+        monkeypatch.delenv(key)
+        with record(file) as played:
+            again = run("go", model=model)
+            played.assert_exhausted()
+        assert live.error_type == again.error_type == "InvalidRequest"
+        assert again.error == live.error == "HTTP 400: no model for [key]"
+        assert PLANTED in repr(server.requests[0].headers)
+        assert "planted" not in file.read_text()
 
     @given(st.lists(st.binary(max_size=6), max_size=8), st.data())
     def test_hiding_changes_nothing_but_the_key(self, chunks: list[bytes], data: st.DataObject) -> None:
