@@ -114,8 +114,8 @@ class ChatAnswer:
                 if not choice.get("index"):  # we never ask for a second choice; a server may give one
                     self._read_choice(choice, made)
             if self._id is None:
-                self._id = chunk.get("id") or None
-                self._raw_model = chunk.get("model") or None
+                self._id = as_text(chunk.get("id") or "") or None
+                self._raw_model = as_text(chunk.get("model") or "") or None
             raw = chunk.get("usage") or _object(chunk.get("x_groq")).get("usage")
             if raw and (usage := read_usage(raw)) != self._usage:
                 self._usage = usage
@@ -169,12 +169,12 @@ class ChatAnswer:
             for call in delta.get("tool_calls") or ():
                 self._read_call(call, made)
         if finish := choice.get("finish_reason"):
-            self._finish = finish
+            self._finish = as_text(finish)
 
     def _say(self, kind: Any, text: str, made: list[StreamPart]) -> None:
         if not self._words or self._words[-1].kind != kind:
             self._words.append(_Words(kind))
-        self._words[-1].pieces.append(text)
+        self._words[-1].pieces.append(as_text(text))
         made.append(Delta(kind, text, len(self._words) - 1))
 
     def _read_list(self, content: Any, made: list[StreamPart]) -> None:
@@ -200,7 +200,9 @@ class ChatAnswer:
 
     def _read_call(self, delta: Any, made: list[StreamPart]) -> None:
         function = _object(delta.get("function"))
-        number = self._number(delta.get("index"), delta.get("id") or None, function.get("name") or "")
+        number = self._number(
+            delta.get("index"), as_text(delta.get("id") or "") or None, as_text(function.get("name") or "")
+        )
         arguments = function.get("arguments")
         if arguments:
             text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
@@ -316,6 +318,13 @@ def _detail(raw: Mapping[str, Any], name: str, *keys: str) -> tuple[int, ...]:
 def _object(value: Any) -> Mapping[str, Any]:
     """A JSON object that may be null."""
     return value or {}
+
+
+def as_text(value: Any) -> str:
+    """The value itself; `ValueError` if it is no text."""
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r:.40} is no text")
+    return value
 
 
 def count(value: Any) -> int:
