@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 N := 200
 SEED :=
 
-.PHONY: demo test simulate chaos lint bench clean
+.PHONY: demo test simulate spending chaos lint bench clean
 
 demo: $(VENV)/.model  ## Supervised agents on a real small model; one crashes and comes back.
 	$(BIN)/nitinol demo
@@ -18,6 +18,9 @@ test: $(VENV)/.dev  ## All tests; ARGS="-k name" for some.
 
 simulate: $(VENV)/.dev  ## Whole worlds from seeds, crashed at every named point; ARGS="--seed 7 -v" for one again.
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS) $(ARGS)
+
+spending: $(VENV)/.dev  ## One budget, many agents, and a vendor with a bill of its own; ARGS=--naive to compare.
+	$(BIN)/python -m tests.simulation.spending --seeds $(SEEDS) $(ARGS)
 
 lint: $(VENV)/.dev  ## Style, types, and the order of rooms.
 	$(BIN)/ruff check

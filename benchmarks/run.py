@@ -24,6 +24,7 @@ BENCHES = (
     "journal",
     "long_life",
     "sleeping",
+    "prices",
     "sse",
     "import_time",
 )

@@ -71,13 +71,14 @@ def _fields(value: object, kind: Any, at: str) -> Iterator[str]:
         yield f"{at}={value!r} is no {kind.__name__}"
         return
     fields, hints = cast("dict[str, Any]", value), _hints(kind)
+    config: Mapping[str, Any] = getattr(kind, "__pydantic_config__", {})
     # Not `__required_keys__`: it knows nothing where annotations are strings.
     needed = (key for key, hint in hints.items() if get_origin(hint) is Required)
     yield from (f"{at}.{key} is missing" for key in needed if key not in fields)
     for key, item in fields.items():
         if key in hints:
             yield from _misfits(item, hints[key], f"{at}.{key}")
-        elif vars(kind).get("__pydantic_config__", {}).get("extra") != "allow":
+        elif config.get("extra") != "allow":
             yield f"{at}.{key} is unknown to {kind.__name__}"
 
 

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from nitinol.errors import ConfigurationError, ContextOverflow, MissingKey, ProviderError
 from nitinol.http import Http, drain
 from nitinol.http_errors import redact
-from nitinol.provider import ModelInfo, ModelRequest, StreamPart
+from nitinol.provider import ModelInfo, ModelRequest, StreamPart, account_of
 from nitinol_providers import catalog, overflow
 from nitinol_providers.anthropic_answer import MessagesAnswer
 from nitinol_providers.anthropic_models import abilities
@@ -75,6 +75,7 @@ class Anthropic:
             raise MissingKey("anthropic needs a key: set ANTHROPIC_API_KEY, or give api_key=")
         parts = urlsplit(self.base_url)
         self._url = parts._replace(path=f"{parts.path.rstrip('/')}/v1/messages").geturl()
+        self.account = account_of(self._url, *self._headers.values())
 
     def __repr__(self) -> str:
         parts = urlsplit(self.base_url)
@@ -82,9 +83,9 @@ class Anthropic:
         return f"Anthropic({self.model!r}, base_url={shown!r})"
 
     def info(self) -> ModelInfo:
-        """From the catalogue, which is imported once (0.2 s), and the model's generation."""
+        """From the catalogue, which is imported once (0.2 s); of a model too new for it, from its generation."""
         known = catalog.model_info(self.model, vendor=self.name)
-        return replace(known, max_output_tokens=abilities(self.model).max_output_tokens)
+        return replace(known, max_output_tokens=known.max_output_tokens or abilities(self.model).max_output_tokens)
 
     async def stream(self, request: ModelRequest, http: Http) -> AsyncGenerator[StreamPart, None]:
         """Ask the model; see `Provider.stream`."""

@@ -45,7 +45,9 @@ class _Block:
     """As it stood in its first event."""
     kind: str
     index: int
-    """Its number in the answer; of a call, the number among the calls."""
+    """Its number in the answer."""
+    call: int
+    """How many calls are before it."""
     pieces: list[str] = field(default_factory=list[str])
     """Of its text, its thinking, or its input's JSON."""
 
@@ -161,7 +163,7 @@ class MessagesAnswer:
     def _start(self, index: Any, data: Any) -> Iterator[StreamPart]:
         kind = _text(data["type"])
         calls = sum(block.kind == "tool_use" for block in self._blocks)
-        block = _Block(dict(data), kind, calls if kind == "tool_use" else len(self._blocks))
+        block = _Block(dict(data), kind, len(self._blocks), calls)
         self._blocks.append(block)
         self._at[index] = block
         if kind in ("text", "thinking"):
@@ -177,7 +179,7 @@ class MessagesAnswer:
                 piece = _text(delta["partial_json"])
                 block.pieces.append(piece)
                 if piece and block.kind == "tool_use" and not self._is_answer(block):
-                    yield Delta("tool_args", piece, block.index)
+                    yield Delta("tool_args", piece, block.call)
             case "citations_delta":
                 block.data["citations"] = [*(block.data.get("citations") or ()), delta["citation"]]
             case _:  # the signature, and what a block of a kind to come is told
@@ -227,7 +229,7 @@ class MessagesAnswer:
         if not name:
             raise ValueError("a tool call has no name")
         # No chance in it: the same answer must give the same ids.
-        call_id = call_id or f"call_{self._request.run_id}_{self._request.turn}_{block.index}"
+        call_id = call_id or f"call_{self._request.run_id}_{self._request.turn}_{block.call}"
         caller = block.data.get("caller")
         signature = json.dumps(caller) if caller and caller["type"] != "direct" else None
         arguments = _arguments(block)

@@ -47,6 +47,6 @@ def _most(name: str, version: tuple[int, int]) -> int:
         return 4096
     if version < (3, 7):
         return 8192
-    if version < (4, 6):
-        return 32_000 if "opus" in name and version < (4, 5) else 64_000
-    return 128_000
+    if "opus" in name and (4, 0) <= version < (4, 5):
+        return 32_000
+    return 64_000 if version < (4, 6) or ("sonnet" in name and version < (4, 7)) else 128_000

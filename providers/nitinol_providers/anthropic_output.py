@@ -10,7 +10,7 @@ from typing import Any, cast
 from nitinol.provider import ModelRequest
 from nitinol_providers.anthropic_models import abilities
 
-_KEPT = ("title", "description", "default", "enum", "const")
+_KEPT = ("title", "description", "enum", "const")
 _FORMATS = ("date-time", "time", "date", "duration", "email", "hostname", "uri", "ipv4", "ipv6", "uuid")
 
 

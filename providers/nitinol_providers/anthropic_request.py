@@ -7,10 +7,11 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from nitinol.messages import Audio, Document, Image, Media, Message, Native, Part, Text, Thinking, ToolAnswer, ToolCall
 from nitinol.provider import ModelRequest
+from nitinol.tool_spec import Tool
 from nitinol_providers.anthropic_models import abilities
 from nitinol_providers.anthropic_output import Output
 from nitinol_providers.chat_request import note
@@ -30,7 +31,7 @@ _PICTURES = {
     "image/gif": b"GIF8",
     "image/webp": b"RIFF",
 }
-_BETAS = {
+BETAS = {
     "computer_20250124": "computer-use-2025-01-24",
     "computer_20251124": "computer-use-2025-11-24",
     "code_execution_20250522": "code-execution-2025-05-22",
@@ -40,7 +41,8 @@ _BETAS = {
     "context_management": "context-management-2025-06-27",
 }
 """What must be asked for by a header, too: types of tools, and fields of the body."""
-_ID = re.compile(r"[a-zA-Z0-9_-]+")
+_ID = re.compile(r"[a-zA-Z0-9_-]{1,56}")
+"""The API takes these characters; and 64 of them, so that a number may follow."""
 _GO_ON = {"type": "text", "text": "Continue."}
 
 
@@ -53,9 +55,10 @@ def body(model: str, request: ModelRequest, output: Output | None) -> dict[str, 
     if request.tools:
         made["tools"] = [_tool(tool) for tool in request.tools]
     made.update(_length_and_thinking(model, request, made["messages"]))
+    thinks: Mapping[str, Any] = {**made, **extra}.get("thinking") or {}
     if output is not None:
-        _hold(made, output, extra)
-    if request.temperature is not None and abilities(model).temperature and "thinking" not in made:
+        _hold(made, output, forced="budget_tokens" not in thinks, alone=not extra.get("tools"))
+    if request.temperature is not None and abilities(model).temperature and not thinks:
         made["temperature"] = min(request.temperature, 1.0)
     if container := _container(request.messages):
         made["container"] = container
@@ -72,7 +75,7 @@ def headers(body: Mapping[str, Any], extra: Mapping[str, Any], given: Mapping[st
     """What is sent beside the body: the caller's own headers win, and its betas join those that the body needs."""
     tools: Iterable[Mapping[str, Any]] = body.get("tools") or ()
     asked = [*body, *(str(tool.get("type")) for tool in tools)]
-    betas = [_BETAS[name] for name in asked if name in _BETAS]
+    betas = [BETAS[name] for name in asked if name in BETAS]
     betas += [*extra.get("betas", ()), *given.get("anthropic-beta", "").split(",")]
     named = dict.fromkeys(beta.strip() for beta in betas if beta.strip())
     sampling = any(name in body for name in ("temperature", "top_p", "top_k"))
@@ -84,10 +87,10 @@ def messages(request: ModelRequest) -> list[dict[str, Any]]:
     """The conversation, users and assistants in turn: the user first, and last unless the model has paused."""
     ids, natives = _Ids(), _Natives(request.messages)
     made: list[dict[str, Any]] = []
-    for place, message in enumerate(request.messages):
+    for message in request.messages:
         role = "assistant" if message.role == "assistant" else "user"
         if message.role == "assistant":
-            blocks = list(_assistant(message, place, ids, natives))
+            blocks = list(_assistant(message, ids, natives))
         else:
             blocks = list(_user(message.parts, ids))
         if not blocks:
@@ -129,31 +132,29 @@ def _effort(tokens: int) -> str:
 
 
 def _may_think(sent: Sequence[Mapping[str, Any]]) -> bool:
-    """Not with a budget amid calls that began without thinking, as another model's do: the API refuses it."""
+    """Not with a budget amid calls, or a pause, that began without thinking, as another model's do: the API refuses it."""
     first: Mapping[str, Any] | None = None
-    for answer, results in zip(reversed(sent[:-1]), reversed(sent), strict=False):
-        if results["role"] == "user":
-            if not any(block["type"] == "tool_result" for block in results["content"]):
-                break
-            first = answer["content"][0]
+    for message in reversed(sent):
+        if message["role"] == "assistant":
+            first = message["content"][0]
+        elif not any(block["type"] == "tool_result" for block in message["content"]):
+            break
     return first is None or first["type"] in ("thinking", "redacted_thinking")
 
 
-def _hold(made: dict[str, Any], output: Output, extra: Mapping[str, Any]) -> None:
-    """Hold the model to the schema of its answer."""
+def _hold(made: dict[str, Any], output: Output, *, forced: bool, alone: bool) -> None:
+    """Hold the model to the schema of its answer. With a budget to think, no tool can be forced."""
     if output.tool is None:
         made["output_config"] = {**made.get("output_config", {}), "format": output.format}
         return
     made["tools"] = [*made.get("tools", ()), output.tool]
-    if "budget_tokens" in made.get("thinking", ()):
-        made["tool_choice"] = {"type": "auto"}  # with a budget to think, no tool can be forced
-    elif len(made["tools"]) > 1 or extra.get("tools"):
-        made["tool_choice"] = {"type": "any"}
-    else:
+    if forced and alone and len(made["tools"]) == 1:
         made["tool_choice"] = {"type": "tool", "name": output.tool_name}
+    else:
+        made["tool_choice"] = {"type": "any" if forced else "auto"}
 
 
-def _tool(tool: Any) -> dict[str, Any]:
+def _tool(tool: Tool) -> dict[str, Any]:
     made: dict[str, Any] = {"name": tool.name, "input_schema": {"type": "object", **tool.parameters}}
     if tool.description:
         made["description"] = tool.description
@@ -170,8 +171,7 @@ class _Ids:
         self._now: dict[str, str] = {}
 
     def of_call(self, call_id: str) -> str:
-        digest = hashlib.sha256(call_id.encode("utf-8", "replace")).hexdigest()
-        made = base = call_id if _ID.fullmatch(call_id) else f"toolu_{digest[:24]}"
+        made = base = call_id if _ID.fullmatch(call_id) else _short(call_id)
         number = 1
         while made in self._used:
             number += 1
@@ -184,6 +184,10 @@ class _Ids:
         return self._now.get(call_id) or self.of_call(call_id)
 
 
+def _short(call_id: str) -> str:
+    return f"toolu_{hashlib.sha256(call_id.encode('utf-8', 'replace')).hexdigest()[:24]}"
+
+
 class _Natives:
     """Which calls of the vendor's own tools may go back: those that were answered, or still may be.
 
@@ -192,29 +196,54 @@ class _Natives:
 
     def __init__(self, messages: Sequence[Message]) -> None:
         self._called: set[str] = set()
-        self._answered: set[str] = set()
-        self._open = 1 + max((at for at, message in enumerate(messages) if message.role == "user"), default=-1)
+        self._kept: set[str] = set()
         for message in messages:
             for part in message.parts if message.provider == PROVIDER else ():
                 if isinstance(part, Native) and _is_call(part.data):
                     self._called.add(str(part.data["id"]))
                 elif isinstance(part, Native) and "tool_use_id" in part.data:
-                    self._answered.add(str(part.data["tool_use_id"]))
+                    self._kept.add(str(part.data["tool_use_id"]))
+        self._kept.update(_open(messages))
+        self._kept &= self._called
 
-    def holds(self, data: Mapping[str, Any], place: int) -> bool:
-        if _is_call(data):
-            return self.is_kept(data["id"], place)
-        return "tool_use_id" not in data or str(data["tool_use_id"]) in self._called
+    def holds(self, data: Mapping[str, Any]) -> bool:
+        call_id = data["id"] if _is_call(data) else data.get("tool_use_id")
+        return call_id is None or str(call_id) in self._kept
 
-    def is_kept(self, call_id: Any, place: int) -> bool:
-        return str(call_id) in self._called and (str(call_id) in self._answered or place >= self._open)
+    def keeps(self, call_id: object) -> bool:
+        return str(call_id) in self._kept
+
+
+def _open(messages: Sequence[Message]) -> Iterator[str]:
+    """Calls of the vendor's tools that the last answer waits for: it has paused, or runs code that has called ours."""
+    last = next((at for at, message in reversed(list(enumerate(messages))) if message.role == "assistant"), None)
+    if last is None or messages[last].provider != PROVIDER or any(m.role == "user" for m in messages[last:]):
+        return
+    parts = [
+        part for part in messages[last].parts if not isinstance(part, Native) or part.data.get("type") != "container"
+    ]
+    if last + 1 < len(messages) or (parts and isinstance(parts[-1], Native)):
+        for part in parts:
+            if isinstance(part, Native) and _is_call(part.data):
+                yield str(part.data["id"])
+            elif isinstance(part, ToolCall) and (caller := _caller(part)):
+                yield str(caller.get("tool_id"))
+
+
+def _caller(call: ToolCall) -> dict[str, Any] | None:
+    """The vendor's own code that has made this call, as it was told."""
+    try:
+        caller: Any = json.loads(call.signature or "null")
+    except ValueError:
+        return None
+    return cast("dict[str, Any]", caller) if isinstance(caller, dict) else None
 
 
 def _is_call(data: Mapping[str, Any]) -> bool:
     return str(data.get("type")).endswith("tool_use") and "id" in data
 
 
-def _assistant(message: Message, place: int, ids: _Ids, natives: _Natives) -> Iterator[dict[str, Any]]:
+def _assistant(message: Message, ids: _Ids, natives: _Natives) -> Iterator[dict[str, Any]]:
     own = message.provider == PROVIDER
     parts = message.parts
     for at, part in enumerate(parts):
@@ -231,11 +260,11 @@ def _assistant(message: Message, place: int, ids: _Ids, natives: _Natives) -> It
                 else:
                     yield {"type": "thinking", "thinking": part.text, "signature": part.signature}
         elif isinstance(part, ToolCall):
-            yield _call(part, ids, natives if own else None, place)
+            yield _call(part, ids, natives if own else None)
         elif isinstance(part, Native):
             if own and part.data.get("type") in ("text", "container"):
                 continue
-            if own and natives.holds(part.data, place):
+            if own and natives.holds(part.data):
                 yield dict(part.data)
             elif part.text.strip():
                 yield {"type": "text", "text": part.text}
@@ -243,7 +272,7 @@ def _assistant(message: Message, place: int, ids: _Ids, natives: _Natives) -> It
             yield {"type": "text", "text": note(part)}
 
 
-def _call(call: ToolCall, ids: _Ids, natives: _Natives | None, place: int) -> dict[str, Any]:
+def _call(call: ToolCall, ids: _Ids, natives: _Natives | None) -> dict[str, Any]:
     # What was no JSON must go back as JSON, or the API refuses the whole conversation.
     arguments: Mapping[str, Any] = call.arguments if call.malformed is None else {"malformed_json": call.malformed}
     made: dict[str, Any] = {
@@ -252,10 +281,8 @@ def _call(call: ToolCall, ids: _Ids, natives: _Natives | None, place: int) -> di
         "name": re.sub(r"[^a-zA-Z0-9_-]", "_", call.name)[:64] or "_",
         "input": dict(arguments),
     }
-    if natives is not None and call.signature is not None:
-        caller = json.loads(call.signature)
-        if natives.is_kept(caller.get("tool_id"), place):
-            made["caller"] = caller
+    if natives is not None and (caller := _caller(call)) and natives.keeps(caller.get("tool_id")):
+        made["caller"] = caller
     return made
 
 

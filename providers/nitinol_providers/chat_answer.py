@@ -114,8 +114,8 @@ class ChatAnswer:
                 if not choice.get("index"):  # we never ask for a second choice; a server may give one
                     self._read_choice(choice, made)
             if self._id is None:
-                self._id = as_text(chunk.get("id") or "") or None
-                self._raw_model = as_text(chunk.get("model") or "") or None
+                self._id = str(chunk.get("id") or "") or None
+                self._raw_model = str(chunk.get("model") or "") or None
             raw = chunk.get("usage") or _object(chunk.get("x_groq")).get("usage")
             if raw and (usage := read_usage(raw)) != self._usage:
                 self._usage = usage
@@ -154,22 +154,22 @@ class ChatAnswer:
     def _read_choice(self, choice: Any, made: list[StreamPart]) -> None:
         delta = choice.get("delta") or choice.get("message")
         if delta:
-            if thought := delta.get("reasoning_content") or delta.get("reasoning"):
+            if thought := as_text(delta.get("reasoning_content") or delta.get("reasoning")):
                 self._say("thinking", thought, made)
             if content := delta.get("content"):
                 if isinstance(content, str):
                     self._say("text", content, made)
                 else:
                     self._read_list(content, made)
-            if refusal := delta.get("refusal"):
+            if refusal := as_text(delta.get("refusal")):
                 self._refused = True
                 self._say("text", refusal, made)
             if details := delta.get("reasoning_details"):
                 self._read_details(details)
             for call in delta.get("tool_calls") or ():
                 self._read_call(call, made)
-        if finish := choice.get("finish_reason"):
-            self._finish = as_text(finish)
+        if finish := as_text(choice.get("finish_reason")):
+            self._finish = finish
 
     def _say(self, kind: Any, text: str, made: list[StreamPart]) -> None:
         if not self._words or self._words[-1].kind != kind:
@@ -185,8 +185,8 @@ class ChatAnswer:
                 text = thought if isinstance(thought, str) else "".join(piece.get("text") or "" for piece in thought)
                 if text:
                     self._say("thinking", text, made)
-            elif item.get("text"):
-                self._say("text", item["text"], made)
+            elif text := as_text(item.get("text")):
+                self._say("text", text, made)
 
     def _read_details(self, details: Any) -> None:
         """OpenRouter's record of the thinking, which must go back as it came: its pieces, put together by index."""
@@ -200,9 +200,9 @@ class ChatAnswer:
 
     def _read_call(self, delta: Any, made: list[StreamPart]) -> None:
         function = _object(delta.get("function"))
-        number = self._number(
-            delta.get("index"), as_text(delta.get("id") or "") or None, as_text(function.get("name") or "")
-        )
+        id = delta.get("id")
+        id = str(id) if isinstance(id, int) else as_text(id)  # some servers only count
+        number = self._number(delta.get("index"), id or None, as_text(function.get("name")))
         arguments = function.get("arguments")
         if arguments:
             text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
@@ -321,10 +321,10 @@ def _object(value: Any) -> Mapping[str, Any]:
 
 
 def as_text(value: Any) -> str:
-    """The value itself; `ValueError` if it is no text."""
-    if not isinstance(value, str):
-        raise ValueError(f"{value!r:.40} is no text")
-    return value
+    """A text that may be null. Anything else is a mistake that no later place would notice in time."""
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"{value!r:.80} is no text")
+    return value or ""
 
 
 def count(value: Any) -> int:
@@ -350,12 +350,12 @@ def reported_cost(raw: Mapping[str, Any]) -> Decimal | None:
 def parse_event(data: bytes) -> Any:
     """The JSON of one event; `ValueError` if it is none."""
     try:
-        return from_json(data)
+        return from_json(data, allow_inf_nan=False)
     except ValueError:
         if not _LONE.search(data):
             raise
         # A server that cuts an emoji in two sends half of it as an escape, which is no text; the rest of the chunk is.
-        return from_json(_LONE.sub(rb"\\ufffd", data))
+        return from_json(_LONE.sub(rb"\\ufffd", data), allow_inf_nan=False)
 
 
 def read_arguments(raw: str) -> dict[str, Any] | None:

@@ -23,7 +23,7 @@ _LETTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 
 def body(vendor: Vendor, model: str, request: ModelRequest) -> dict[str, Any]:
-    """The whole body; what stands in `request.extra` wins."""
+    """The whole body; what stands in `request.extra` wins, but its tools join ours."""
     made: dict[str, Any] = {"model": model, "messages": messages(vendor, request), "stream": True}
     if vendor.stream_options:
         made["stream_options"] = {"include_usage": True}
@@ -46,7 +46,10 @@ def body(vendor: Vendor, model: str, request: ModelRequest) -> dict[str, Any]:
     if request.output_schema is not None and vendor.output == "json_schema":
         schema = {"name": "output", "schema": request.output_schema}
         made["response_format"] = {"type": "json_schema", "json_schema": schema}
-    return {**made, **request.extra}
+    extra = dict(request.extra)
+    if "tools" in made and "tools" in extra:
+        extra["tools"] = [*made["tools"], *extra["tools"]]
+    return {**made, **extra}
 
 
 def messages(vendor: Vendor, request: ModelRequest) -> list[dict[str, Any]]:

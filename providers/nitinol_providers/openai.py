@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from nitinol.errors import ConfigurationError, ProviderError
 from nitinol.http import Http, drain
 from nitinol.http_errors import redact
-from nitinol.provider import ModelInfo, ModelRequest, StreamPart
+from nitinol.provider import ModelInfo, ModelRequest, StreamPart, account_of
 from nitinol_providers import catalog
 from nitinol_providers.openai_compatible import authorization, checked_url
 from nitinol_providers.overflow import classify
@@ -84,6 +84,7 @@ class OpenAI:
             **{header: value for header, value in told.items() if value},
             **(headers or {}),
         }
+        self.account = account_of(self._url, *self._headers.values())
 
     def __repr__(self) -> str:
         parts = urlsplit(self.base_url)

@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 from nitinol.errors import ConfigurationError, MissingKey, ProviderError
 from nitinol.http import Http
 from nitinol.http_errors import redact
-from nitinol.provider import ModelInfo, ModelRequest, Provider, StreamPart
+from nitinol.provider import ModelInfo, ModelRequest, Provider, StreamPart, account_of
 from nitinol_providers import catalog
 from nitinol_providers.chat_answer import ChatAnswer
 from nitinol_providers.chat_request import body
@@ -73,6 +73,7 @@ class OpenAICompatible:
         self._url = parts._replace(path=f"{parts.path.rstrip('/')}/chat/completions").geturl()
         self._vendor = vendor
         self._headers = {**authorization(api_key, vendor.key_variable, required, name), **(headers or {})}
+        self.account = account_of(self._url, *self._headers.values())
 
     def __repr__(self) -> str:
         parts = urlsplit(self.base_url)

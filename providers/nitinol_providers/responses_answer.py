@@ -209,9 +209,9 @@ class ResponsesAnswer:
                 self._request,
                 (
                     (
-                        as_text(raw.get("call_id") or ""),
+                        as_text(raw.get("call_id")),
                         as_text(raw["name"]),
-                        as_text(raw.get("arguments") or ""),
+                        as_text(raw.get("arguments")),
                         _rest(raw, keep),
                     )
                     for raw in found
@@ -260,7 +260,7 @@ def _contents(raw: Mapping[str, Any]) -> list[tuple[dict[str, Any], str]]:
     made: list[tuple[dict[str, Any], str]] = []
     for content in raw.get("content") or ():
         shape = dict(_object(content))
-        text = as_text(shape.pop("refusal" if as_text(shape["type"]) == "refusal" else "text", None) or "")
+        text = as_text(shape.pop("refusal" if as_text(shape["type"]) == "refusal" else "text", None))
         made.append((shape, text))
     return made
 
@@ -268,7 +268,7 @@ def _contents(raw: Mapping[str, Any]) -> list[tuple[dict[str, Any], str]]:
 def _thought(raw: Mapping[str, Any]) -> str:
     """Of a reasoning item: its summary, or else the thinking itself."""
     pieces = raw.get("summary") or raw.get("content") or ()
-    return "\n\n".join(as_text(_object(piece).get("text") or "") for piece in pieces)
+    return "\n\n".join(as_text(_object(piece).get("text")) for piece in pieces)
 
 
 def _rest(raw: Mapping[str, Any], keep_id: bool) -> str | None:

@@ -155,6 +155,8 @@ class RunQueued(EventBase):
     prompt: Message | None
     pending_count: int
     history: tuple[Message, ...] = ()
+    budget: dict[str, Any] | None = None
+    """Of this run, where it has one of its own: `usd`, `tokens`."""
 
 
 @_event
@@ -165,6 +167,8 @@ class RunStarted(EventBase):
     model: str
     deadline: float | None
     definition: str = ""
+    budget: dict[str, Any] | None = None
+    """What it may cost: `usd`, `tokens`."""
 
 
 @_event
@@ -237,13 +241,18 @@ class MessageAppended(EventBase):
 
 @_event
 class ModelStarted(EventBase):
-    """An attempt: one request is about to be sent. `reserved`: dollars it may cost at most, where known."""
+    """An attempt: one request is about to be sent. `reserved`: dollars it may cost at most, where known.
+
+    `reserved_tokens`: in and out, at most. `capped`: the scope whose budget has lowered `max_output_tokens`.
+    """
 
     type: ClassVar[Literal["model.started"]] = "model.started"
     provider: str
     model: str
     reserved: Decimal | None
     max_output_tokens: int | None = None
+    reserved_tokens: int = 0
+    capped: str | None = None
 
 
 @_event
@@ -397,6 +406,37 @@ class UsageUpdated(EventBase):
 
 
 @_event
+class BudgetReserved(EventBase):
+    """An attempt may cost so much at most: `amount` US dollars, `tokens` in and out. Others in the scope leave it alone."""
+
+    type: ClassVar[Literal["budget.reserved"]] = "budget.reserved"
+    scope: str
+    amount: Decimal
+    tokens: int
+
+
+@_event
+class BudgetSettled(EventBase):
+    """What was reserved for an attempt is free again, but for what it cost: `amount` US dollars, or `None` if unknown."""
+
+    type: ClassVar[Literal["budget.settled"]] = "budget.settled"
+    scope: str
+    amount: Decimal | None
+    tokens: int
+
+
+@_event
+class BudgetWarning(EventBase):
+    """More than this fraction of a limit is spent: 0.5, 0.8 or 0.95."""
+
+    type: ClassVar[Literal["budget.warning"]] = "budget.warning"
+    scope: str
+    limit: str
+    spent: str
+    fraction: float
+
+
+@_event
 class BudgetExceeded(EventBase):
     """A limit ends the run: `spent` so far, `needed` for the next request."""
 
@@ -538,6 +578,9 @@ Event: TypeAlias = (
     | InputDelivered
     | InputDropped
     | UsageUpdated
+    | BudgetReserved
+    | BudgetSettled
+    | BudgetWarning
     | BudgetExceeded
     | ContextRepaired
     | LoopDetected

@@ -8,8 +8,8 @@ from decimal import Decimal
 from typing import Any, Literal, TypeAlias
 
 from nitinol.agent import Agent
+from nitinol.budget import Budget, Grant, Refusal
 from nitinol.messages import InputMode, Media, Message, Outcome, RunStatus, ToolCall
-from nitinol.prices import PriceList
 from nitinol.provider import ModelResponse
 from nitinol.usage import Usage
 
@@ -55,6 +55,7 @@ class Send:
     history: tuple[Message, ...] = ()
     parent_run_id: str | None = None
     root_run_id: str | None = None
+    budget: Budget | None = None
     is_new: bool = False
     """The id was made for it: nobody can have sent it before."""
 
@@ -110,22 +111,39 @@ class Configure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """A budget of the key, for life: what was spent already counts."""
+
+    budget: Budget
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Warn:
+    """A budget that others share is nearly spent, and this agent has spent the last of it."""
+
+    scope: str
+    limit: str
+    spent: str
+    fraction: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stop:
     reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptReady:
-    """A request is built and checked; may it be sent?"""
+    """A request is built, and its budgets were asked: it is about to be sent, or may not be."""
 
     run_id: str
     turn: int
     attempt: int
     provider: str
     model: str
-    input_tokens: int
-    max_output_tokens: int | None
-    prices: PriceList | None
+    grant: Grant | Refusal
+    priced: bool
+    """The amount of the grant is known in money."""
     added: int = 0
     removed: int = 0
 
@@ -215,6 +233,6 @@ class Tick:
 
 
 Input: TypeAlias = (
-    Opened | Crashed | Park | Look | Send | Add | Cancel | Resolve | Reset | Configure | Stop
+    Opened | Crashed | Park | Look | Send | Add | Cancel | Resolve | Reset | Configure | Limit | Warn | Stop
     | AttemptReady | Answered | Failed | Prepared | Granted | Done | Tick
 )  # fmt: skip

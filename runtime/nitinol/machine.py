@@ -6,6 +6,7 @@ should be in flight; their outcomes are inputs again. Recovery is not a special 
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,7 @@ import pydantic
 
 from nitinol import events as ev
 from nitinol.agent import Agent, model_name, parse_output
-from nitinol.budget import spendable
+from nitinol.budget import Refusal
 from nitinol.errors import AgentBusy, AlreadyResolved, ConfigurationError, NotFound
 from nitinol.inputs import (
     Add,
@@ -29,6 +30,7 @@ from nitinol.inputs import (
     Failed,
     Granted,
     Input,
+    Limit,
     Look,
     Opened,
     Park,
@@ -38,6 +40,7 @@ from nitinol.inputs import (
     Send,
     Stop,
     Tick,
+    Warn,
 )
 from nitinol.messages import InputMode, Message, Outcome, Part, RunStatus, Text, ToolAnswer, ToolCall
 from nitinol.state import AgentState, CallState, PendingInput, RunState, later
@@ -267,6 +270,7 @@ class _Decision:
         if state.run is not None or not state.queue or state.definition is None or state.stopped or state.parked:
             return
         queued = state.queue[0]
+        budget = queued.budget or self.agent.budget
         self.emit(
             ev.RunStarted,
             run_id=queued.run_id,
@@ -275,6 +279,7 @@ class _Decision:
             model=state.model or model_name(self.agent.model),
             deadline=self.agent.deadline,
             definition=self.agent.digest,
+            budget=None if budget is None else budget.to_json(),
         )
         for message in queued.history:
             self.emit(ev.MessageAppended, message=message)
@@ -452,6 +457,7 @@ class _Decision:
     ) -> None:
         """One row of the bill."""
         run, state = self.run, self.state
+        before = state.accounts(self.now)
         self.emit(
             ev.UsageUpdated,
             attempt=attempt,
@@ -466,6 +472,16 @@ class _Decision:
             agent_usage=state.usage + usage,
             agent_cost=_plus(state.cost, cost),
         )
+        for scope in run.scopes:
+            self.emit(ev.BudgetSettled, attempt=attempt, scope=scope, amount=cost, tokens=usage.total_tokens)
+        for old, new in zip(before, state.accounts(self.now), strict=True):
+            fraction = new.budget.passed(old.spent, new.spent)
+            if fraction is not None:
+                self.warn(new.scope, new.budget.limit, str(new.spent), fraction)
+
+    def warn(self, scope: str, limit: str, spent: str, fraction: float) -> None:
+        """A budget is nearly spent."""
+        self.emit(ev.BudgetWarning, scope=scope, limit=limit, spent=spent, fraction=fraction)
 
     def charge_lost_attempt(self, why: str) -> None:
         """Close an attempt that nobody will report on: its reservation is owed, as an estimate."""
@@ -571,6 +587,7 @@ def _send(d: _Decision, input: Send) -> None:
         prompt=input.prompt,
         pending_count=ahead,
         history=input.history,
+        budget=None if input.budget is None else input.budget.to_json(),
     )
     d.start_next()
 
@@ -653,6 +670,15 @@ def _configure(d: _Decision, input: Configure) -> None:
         d.adopt_definition()
 
 
+def _limit(d: _Decision, input: Limit) -> None:
+    if input.budget != d.state.budget:
+        d.emit(ev.AgentConfigured, changes={"key_budget": json.dumps(input.budget.to_json())}, run_id=None)
+
+
+def _warn(d: _Decision, input: Warn) -> None:
+    d.warn(input.scope, input.limit, input.spent, input.fraction)
+
+
 def _refuse_if_open(d: _Decision, what: str) -> None:
     if d.state.run is not None or d.state.queue:
         raise AgentBusy(f"agent {d.state.key!r} has an open run; {what} needs an idle agent: wait for it, or cancel it")
@@ -677,37 +703,32 @@ def _attempt_ready(d: _Decision, input: AttemptReady) -> None:
         or d.run.attempt + 1 != input.attempt
     ):
         return
-    run, agent = d.run, d.agent
-    allowed = input.max_output_tokens
-    reserved = None
-    if input.prices is not None:
-        reserved = input.prices.at_most(input.input_tokens, allowed or 0)
-    if agent.budget is not None:
-        if agent.budget.usd is not None and input.prices is None and agent.on_unpriced == "block":
-            why = f"model {input.provider}:{input.model} has no known price and the agent a money budget; give prices=, or on_unpriced='warn'"
-            return d.finish("failed", why, error_type="ConfigurationError")
-        fit = spendable(agent.budget, run.usage, run.cost, input.input_tokens, allowed, input.prices)
-        if isinstance(fit, str):
-            d.emit(
-                ev.BudgetExceeded,
-                scope=f"run:{run.run_id}",
-                limit=agent.budget.limit,
-                spent=f"{run.cost} USD, {run.usage.total_tokens} tokens",
-                needed=fit,
-            )
-            return d.finish(
-                "budget_exceeded",
-                f"the budget of {agent.budget.limit} does not hold the next request, which may need {fit}",
-            )
-        allowed = fit
-        if input.prices is not None:
-            reserved = input.prices.at_most(input.input_tokens, allowed or 0)
+    grant = input.grant
+    if isinstance(grant, Refusal):
+        return _exceed(d, grant)
     if input.added or input.removed:
         d.emit(ev.ContextRepaired, added=input.added, removed=input.removed)
     d.emit(
-        ev.ModelStarted, attempt=input.attempt, provider=input.provider, model=input.model, reserved=reserved,
-        max_output_tokens=allowed,
+        ev.ModelStarted, attempt=input.attempt, provider=input.provider, model=input.model,
+        reserved=grant.amount.usd if input.priced else None, max_output_tokens=grant.max_output_tokens,
+        reserved_tokens=grant.amount.tokens, capped=grant.capped,
     )  # fmt: skip
+    for scope in grant.scopes:
+        d.emit(
+            ev.BudgetReserved, attempt=input.attempt, scope=scope, amount=grant.amount.usd, tokens=grant.amount.tokens
+        )  # fmt: skip
+
+
+def _exceed(d: _Decision, refusal: Refusal) -> None:
+    """A budget does not hold the next request."""
+    d.emit(
+        ev.BudgetExceeded, scope=refusal.scope, limit=refusal.limit, spent=refusal.spent, needed=refusal.needed
+    )  # fmt: skip
+    scope = refusal.scope.partition(":")[0]
+    d.finish(
+        "budget_exceeded",
+        f"the {scope}'s budget of {refusal.limit} does not hold the next request, which may need {refusal.needed}",
+    )
 
 
 def _answered(d: _Decision, input: Answered) -> None:
@@ -726,6 +747,8 @@ def _answered(d: _Decision, input: Answered) -> None:
         return d.settle(text=message.text)
     if message.parts:
         d.emit(ev.MessageAppended, attempt=input.attempt, message=message)
+    if d.run.capped and response.stop_reason == "max_tokens":
+        return _cut_short(d)
     refused = response.stop_reason in ("refusal", "content_filter")
     why = f"the model ended with {response.stop_reason}"
     if d.run.calls:
@@ -748,6 +771,21 @@ def _answered(d: _Decision, input: Answered) -> None:
         )
         return d.next_turn()
     d.finish("completed")
+
+
+def _cut_short(d: _Decision) -> None:
+    """An answer that a budget has cut short: no call in it runs, and what would follow has no money."""
+    scope = d.run.capped or ""
+    account = next((account for account in d.state.accounts(d.now) if account.scope == scope), None)
+    limit, spent = ("", "") if account is None else (account.budget.limit, str(account.spent))
+    d.emit(ev.BudgetExceeded, scope=scope, limit=limit, spent=spent, needed="a longer answer")
+    if not d.run.calls:
+        d.emit(ev.TurnFinished, stop_reason="max_tokens", tool_calls=0)
+    d.end(
+        "budget",
+        "budget_exceeded",
+        f"the answer was cut short: the {scope.partition(':')[0]}'s budget paid for no longer one",
+    )
 
 
 def _begin_calls(d: _Decision) -> None:
@@ -922,6 +960,8 @@ _DECIDE: dict[type[Any], Any] = {
     Look: _look,
     Reset: _reset,
     Configure: _configure,
+    Limit: _limit,
+    Warn: _warn,
     Stop: _stop,
     AttemptReady: _attempt_ready,
     Answered: _answered,

@@ -190,7 +190,7 @@ class _OneShot:
         self.system = self.ref._system
         self._handed = False
         try:
-            self.send = self.ref._send(prompt, None, messages)
+            self.send = self.ref._send(prompt, None, messages, None)
         except BaseException:
             self.system.forget(self.ref.key)
             raise

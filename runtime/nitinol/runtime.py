@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Any, Generic, Literal, Self, overload
+from typing import Any, Generic, Literal, Self, get_args, overload
 
 from nitinol import events as ev
 from nitinol import provider as providers
@@ -26,7 +26,8 @@ from nitinol.actors.children import SupervisorChild
 from nitinol.actors.supervisor import Child
 from nitinol.actors.system import Outline, System
 from nitinol.actors.tool_runner import calling_run
-from nitinol.agent import Agent, model_name
+from nitinol.agent import Agent, check_run_budget, model_name
+from nitinol.budget import Budget
 from nitinol.child_ref import ChildRef, SupervisorRef, add, ref_to, to_child
 from nitinol.env import Env, resolve
 from nitinol.errors import (
@@ -50,6 +51,7 @@ from nitinol.inputs import (
 )
 from nitinol.journal import Store, open_journal, open_read_only
 from nitinol.journal.base import head_of, taken
+from nitinol.journal.bill import By, Spent
 from nitinol.journal.transfer import Export, Log, check_key, export_lines, read_export, renamed
 from nitinol.logs import get_logger
 from nitinol.machine import (
@@ -155,6 +157,7 @@ class AgentRef(Generic[OutT]):
         *,
         run_id: str | None = None,
         messages: Sequence[Message] = (),
+        budget: Budget | None = None,
     ) -> RunHandle[OutT]:
         """Accept a run; returns once it is committed.
 
@@ -162,12 +165,13 @@ class AgentRef(Generic[OutT]):
             prompt: What the user says; `None` only with `messages=`.
             run_id: Your own id; the same one is the same run, however often it is sent.
             messages: A conversation to go on with, before the prompt.
+            budget: What this run may cost, in place of the definition's.
 
         Raises:
             AgentBusy: The agent takes no more: `busy="reject"`, or its queue is full.
             AgentParked, AgentStopped, RuntimeStopped: It takes nothing at all.
         """
-        send = self._send(prompt, run_id, messages)
+        send = self._send(prompt, run_id, messages, budget)
         try:
             wait(self._system, self._cell, send, "send", "await ref.asend(…)")
         except KeyboardInterrupt:
@@ -181,9 +185,10 @@ class AgentRef(Generic[OutT]):
         *,
         run_id: str | None = None,
         messages: Sequence[Message] = (),
+        budget: Budget | None = None,
     ) -> RunHandle[OutT]:
         """As `send`."""
-        send = self._send(prompt, run_id, messages)
+        send = self._send(prompt, run_id, messages, budget)
         try:
             await asyncio.wrap_future(self._cell.submit(send))
         except asyncio.CancelledError:
@@ -198,6 +203,7 @@ class AgentRef(Generic[OutT]):
         timeout: float | None = None,
         run_id: str | None = None,
         messages: Sequence[Message] = (),
+        budget: Budget | None = None,
     ) -> RunResult[OutT]:
         """Send and wait for the result. If you stop waiting, by timeout or exception, the run is cancelled.
 
@@ -205,7 +211,7 @@ class AgentRef(Generic[OutT]):
             TimeoutError: It has not ended within `timeout` seconds.
             WouldDeadlock: Called on one of the runtime's own loops, or in an actor's handler.
         """
-        send = self._send(prompt, run_id, messages)
+        send = self._send(prompt, run_id, messages, budget)
         began = self._system.env.monotonic()
         with Waiting(self._system, "ask", "await ref.aask(…)"):
             try:
@@ -225,9 +231,10 @@ class AgentRef(Generic[OutT]):
         timeout: float | None = None,
         run_id: str | None = None,
         messages: Sequence[Message] = (),
+        budget: Budget | None = None,
     ) -> RunResult[OutT]:
         """As `ask`."""
-        send = self._send(prompt, run_id, messages)
+        send = self._send(prompt, run_id, messages, budget)
         try:
             async with asyncio.timeout(timeout):
                 await asyncio.wrap_future(self._cell.submit(send))
@@ -421,8 +428,11 @@ class AgentRef(Generic[OutT]):
 
     # -- inside
 
-    def _send(self, prompt: Prompt | None, run_id: str | None, messages: Sequence[Message]) -> Send:
+    def _send(
+        self, prompt: Prompt | None, run_id: str | None, messages: Sequence[Message], budget: Budget | None
+    ) -> Send:
         self._system.check()
+        check_run_budget(budget)
         if prompt is None and not messages:
             raise ValueError("there is nothing to send: give a prompt, or messages=")
         for given in messages:
@@ -445,6 +455,7 @@ class AgentRef(Generic[OutT]):
             history=tuple(messages),
             parent_run_id=None if caller is None else caller.run_id,
             root_run_id=None if caller is None else caller.root_run_id or caller.run_id,
+            budget=budget,
             is_new=run_id is None,
         )
 
@@ -502,6 +513,7 @@ class Runtime:
             `tree` then read. `get` and `agents` give every agent of the store; definitions are needed only for typed
             output, here or by `start`, which gives an agent of the store, and starts none; where one is not known,
             `ref.agent` has its name alone. Whatever would change something raises `ReadOnly`.
+        budget: What all agents of the store may spend together; what the store's bill says already counts.
         workers: Threads for tools that are plain functions, shared fairly by all agents.
         drain: Seconds that open runs get on a clean stop.
         shutdown: Seconds within which a stop ends, come what may.
@@ -519,12 +531,16 @@ class Runtime:
         *,
         agents: Sequence[Agent[Any]] = (),
         read_only: bool = False,
+        budget: Budget | None = None,
         workers: int = 32,
         drain: float = 10.0,
         shutdown: float = 30.0,
         idle: float | None = 600.0,
         env: Env | None = None,
     ) -> None:
+        _check_budget(budget)
+        if budget is not None and read_only:
+            raise ConfigurationError("budget= with read_only=True limits nothing: who only looks on spends nothing")
         if not isinstance(workers, int) or workers < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigurationError(f"workers={workers!r} must be a whole number, 1 or more")
         for name, value in (("drain", drain), ("shutdown", shutdown)):
@@ -546,7 +562,7 @@ class Runtime:
             self._system: System = Follower(env or Env(), open_store, self._definitions, result_of)
         else:
             self._system = System(
-                env or Env(), partial(open_journal, store), self._definitions, workers, idle, result_of
+                env or Env(), partial(open_journal, store), self._definitions, workers, idle, result_of, budget
             )
         results.append(self._system)
         try:
@@ -561,12 +577,16 @@ class Runtime:
 
     # -- agents
 
-    def start(self, agent: Agent[OutT] | str, *, key: str | None = None) -> AgentRef[OutT]:
+    def start(
+        self, agent: Agent[OutT] | str, *, key: str | None = None, budget: Budget | None = None
+    ) -> AgentRef[OutT]:
         """Get or start the agent of a key. Never waits: it comes up on its own, and what is sent to it waits for it.
 
         Args:
             agent: The definition, or the name of one that was given as `agents=`.
             key: Its stable name; `None` makes a fresh one, `name/ulid`.
+            budget: What the key may spend, for life or `per` day or month; what it has spent already counts. A larger one
+                tops it up, `None` leaves it as it is.
 
         Raises:
             KeyTaken: The key lives under another agent's name.
@@ -574,12 +594,15 @@ class Runtime:
             RuntimeStopped: The runtime has stopped.
         """
         definition = self._definition(agent)
+        _check_budget(budget)
         if key is not None:
             check_name("key", key)
         self._system.check_models(definition)
         cell = self._system.cell(
             definition, key if key is not None else f"{definition.name}/{self._system.env.new_id()}"
         )
+        if budget is not None:
+            self._system.limit(cell, budget)
         return AgentRef(self._system, cell, definition.output)
 
     def get(self, key: str) -> AgentRef[Any]:
@@ -637,6 +660,26 @@ class Runtime:
         if live is not None:
             await live.astop()
         await asyncio.wrap_future(self._system.forget(key))
+
+    # -- the bill
+
+    def spend(self, by: By = "agent") -> Mapping[str, Spent]:
+        """What was spent in this store, of forgotten agents too. Reads the store; no log is read for it.
+
+        Args:
+            by: `"agent"`, `"key"`, `"model"` (as `provider:model`) or `"day"` (UTC, as `2026-11-25`).
+
+        Returns:
+            Name to sum, in order of names. Without a store, what this runtime has spent; there, a forgotten key is in no sum
+            by key.
+
+        Raises:
+            StorageFailed: The store cannot be read.
+        """
+        if by not in get_args(By):
+            raise ValueError(f"spend(by={by!r}) must be one of {', '.join(get_args(By))}")
+        self._system.check_process()
+        return dict(sorted(self._system.journal.spent(by).items()))
 
     # -- moving agents
 
@@ -1008,3 +1051,8 @@ def _close_abandoned() -> None:
 
 
 _open: set[Runtime] = set()
+
+
+def _check_budget(budget: object) -> None:
+    if budget is not None and not isinstance(budget, Budget):
+        raise ConfigurationError(f"budget={budget!r} must be a Budget(…)")

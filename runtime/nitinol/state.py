@@ -6,6 +6,7 @@ private draft in place, so that a decision of ten events, or a log of ten thousa
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal
@@ -14,6 +15,7 @@ from typing import Any, Generic, Literal, TypeVar, cast, overload
 
 from nitinol import events as ev
 from nitinol.agent import Agent
+from nitinol.budget import NOTHING, UNSPENT, Account, Amount, Budget, Spending
 from nitinol.errors import NitinolError
 from nitinol.messages import InputMode, Media, Message, Outcome, RunStatus, StopReason, ToolCall
 from nitinol.usage import NO_USAGE, Usage
@@ -21,7 +23,7 @@ from nitinol.usage import NO_USAGE, Usage
 T = TypeVar("T")
 E = TypeVar("E", bound=ev.EventBase)
 
-FOLD = 1
+FOLD = 2
 """The version of the fold. Raise it with any change of what `absorb` makes of a log: older snapshots are then not used."""
 
 Activity = Literal["idle", "running", "paused", "cancelling", "parked", "stopped"]
@@ -90,6 +92,7 @@ class QueuedRun:
     root_run_id: str | None
     prompt: Message | None
     history: tuple[Message, ...]
+    budget: Budget | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +136,7 @@ class RunState:
     started_at: int = 0
     deadline: float | None = None
     definition: str = ""
+    budget: Budget | None = None
     paused_at: int | None = None
     paused: int = 0
     """Nanoseconds spent paused, before `paused_at`."""
@@ -148,6 +152,10 @@ class RunState:
     reserved: Decimal | None = None
     reserved_usage: Usage = NO_USAGE
     """What the attempt owes if nobody ever reports on it."""
+    capped: str | None = None
+    """The scope whose budget has lowered what the attempt's answer may have."""
+    scopes: tuple[str, ...] = ()
+    """In which the attempt has reserved something that is not settled."""
     model_index: int = 0
     """Which of the agent's models: 0, then the fallbacks."""
     failures: int = 0
@@ -162,6 +170,7 @@ class RunState:
     """Of the whole run."""
     usage: Usage = NO_USAGE
     cost: Decimal | None = Decimal(0)
+    spent: Amount = NOTHING
     text: str = ""
     ending: RunStatus | None = None
     """Set by `run.cancelling`: no new effect starts; the run ends so when all is answered, or the grace is over."""
@@ -201,6 +210,10 @@ class AgentState:
     """Set by `set_model`; `None` = the definition's."""
     usage: Usage = NO_USAGE
     cost: Decimal | None = Decimal(0)
+    budget: Budget | None = None
+    """Of the key, set by `start`."""
+    spending: Spending = UNSPENT
+    """What counts against it."""
     estimated_tokens: int = 0
     """Of the transcript."""
     parked: bool = False
@@ -221,6 +234,23 @@ class AgentState:
         if self.run.ending is not None:
             return "cancelling"
         return "paused" if self.run.paused_at is not None else "running"
+
+    @property
+    def reserved(self) -> Amount | None:
+        """For the attempt in flight, if there is one."""
+        if self.run is None or not self.run.attempt_open:
+            return None
+        return Amount(self.run.reserved or Decimal(0), self.run.reserved_usage.total_tokens)
+
+    def accounts(self, now: int) -> tuple[Account, ...]:
+        """The agent's own scopes that have a budget."""
+        run = self.run
+        accounts: tuple[Account, ...] = ()
+        if run is not None and run.budget is not None:
+            accounts += (Account(f"run:{run.run_id}", run.budget, run.spent),)
+        if self.budget is not None:
+            accounts += (Account(f"key:{self.key}", self.budget, self.spending.of(self.budget.per, now)),)
+        return accounts
 
     def has_open(self, run_id: str) -> bool:
         """Whether this run is in progress, or waits."""
@@ -372,6 +402,8 @@ def _agent_stopped(state: AgentState, event: ev.AgentStopped) -> None:
 @_on(ev.AgentConfigured)
 def _agent_configured(state: AgentState, event: ev.AgentConfigured) -> None:
     state.model = event.changes.get("model", state.model)
+    if "key_budget" in event.changes:
+        state.budget = Budget.from_json(json.loads(event.changes["key_budget"]))
     if state.run is not None:
         state.run.definition = event.changes.get("definition", state.run.definition)
 
@@ -393,6 +425,7 @@ def _run_queued(state: AgentState, event: ev.RunQueued) -> None:
             root_run_id=event.root_run_id,
             prompt=event.prompt,
             history=event.history,
+            budget=Budget.from_json(event.budget),
         ),
     )
 
@@ -408,6 +441,7 @@ def _run_started(state: AgentState, event: ev.RunStarted) -> None:
         started_at=event.ts,
         deadline=event.deadline,
         definition=event.definition,
+        budget=Budget.from_json(event.budget),
     )
 
 
@@ -478,7 +512,20 @@ def _model_started(state: AgentState, event: ev.ModelStarted) -> None:
     run = _running(state, event)
     run.attempt, run.attempt_open, run.attempt_started_at = event.attempt, True, event.ts
     run.provider, run.model, run.reserved = event.provider, event.model, event.reserved
-    run.reserved_usage = Usage(input_tokens=state.estimated_tokens, output_tokens=event.max_output_tokens or 0)
+    output = event.max_output_tokens or 0
+    run.reserved_usage = Usage(input_tokens=max(event.reserved_tokens - output, 0), output_tokens=output)
+    run.capped = event.capped
+
+
+@_on(ev.BudgetReserved)
+def _budget_reserved(state: AgentState, event: ev.BudgetReserved) -> None:
+    _running(state, event).scopes += (event.scope,)
+
+
+@_on(ev.BudgetSettled)
+def _budget_settled(state: AgentState, event: ev.BudgetSettled) -> None:
+    run = _running(state, event)
+    run.scopes = tuple(scope for scope in run.scopes if scope != event.scope)
 
 
 @_on(ev.ModelFinished)
@@ -571,8 +618,11 @@ def _input_dropped(state: AgentState, event: ev.InputDropped) -> None:
 @_on(ev.UsageUpdated)
 def _usage_updated(state: AgentState, event: ev.UsageUpdated) -> None:
     state.usage, state.cost = event.agent_usage, event.agent_cost
+    amount = Amount(event.cost or Decimal(0), event.usage.total_tokens)
+    state.spending = state.spending.plus(amount, event.ts)
     if state.run is not None and state.run.run_id == event.run_id:
         state.run.usage, state.run.cost = event.run_usage, event.run_cost
+        state.run.spent += amount
 
 
 _FIELDS: dict[type, Callable[[Any], tuple[Any, ...]]] = {

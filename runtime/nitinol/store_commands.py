@@ -1,4 +1,5 @@
-"""The verbs of the command line that look into a store, or move an agent: log, agents, tree, verify, export, import.
+"""The verbs of the command line that look into a store, or move an agent: log, agents, spend, tree, verify,
+export, import.
 
 All but `import` and `verify --rebuild` only read, beside the store's owner or without one, and need no definitions.
 """
@@ -23,8 +24,8 @@ from nitinol.errors import BadExport, ConfigurationError, NotFound, StorageFaile
 if TYPE_CHECKING:
     from nitinol.events import Event
     from nitinol.journal.base import Head, Past
+    from nitinol.journal.bill import Spent
     from nitinol.journal.read_only import ReadOnlyJournal
-    from nitinol.journal.rows import Spent
 
 PAGE = 1000
 """Events read at a time."""
@@ -53,6 +54,10 @@ def add_commands(commands: Any) -> None:
     agents = add("agents", _agents, "show the agents of a store, and the bill")
     agents.add_argument("pattern", nargs="?", default="*", help="only keys that match this shell pattern")
     agents.add_argument("--json", action="store_true", help="print one object of JSON")
+
+    spend = add("spend", _spend, "show what was spent, by agents, keys, models or days")
+    spend.add_argument("--by", choices=("agent", "key", "model", "day"), default="agent", help="what a line is (agent)")
+    spend.add_argument("--json", action="store_true", help="print one object of JSON")
 
     tree = add("tree", _tree, "show the supervision tree of a store: who runs, waits, crashed or is parked, and why")
     tree.add_argument("--key", default="*", metavar="PATTERN", help="only agents whose key matches this shell pattern")
@@ -189,7 +194,7 @@ def _agents(options: argparse.Namespace) -> int:
     total = _total(bill)
     if options.json:
         usage = {name: value for name, value in _plain(total.usage).items() if value is not None}
-        billed = {"usage": usage, "cost": str(total.cost), "unpriced": total.unpriced}
+        billed = {"usage": usage, "cost": str(total.priced), "unpriced": total.unpriced}
         print(json.dumps({"agents": [_head_data(head) for head in heads], "bill": billed}, ensure_ascii=False))
         return 0
     from nitinol import terminal
@@ -202,12 +207,12 @@ def _agents(options: argparse.Namespace) -> int:
         )
         for head in heads
     ]  # fmt: skip
-    for line in _table((header, *rows), right=(3, 4, 5, 6)) if rows else ():
+    for line in terminal.table((header, *rows), right=(3, 4, 5, 6)) if rows else ():
         print(line)
     open_runs = sum(head.open_runs for head in heads)
     print(
         f"{terminal.count(len(heads), 'agent')}, {terminal.count(open_runs, 'open run')};"
-        f" the bill: {terminal.show_tokens(total.usage)}, {terminal.show_cost(total.cost)}{_unpriced(total)}"
+        f" the bill: {terminal.show_tokens(total.usage)}, {terminal.show_cost(total.priced)}{_unpriced(total)}"
     )
     return 0
 
@@ -231,33 +236,48 @@ def _plain(usage: Any) -> dict[str, Any]:
     }
 
 
-def _total(bill: Iterable[Spent]) -> Spent:
-    from nitinol.journal.rows import Spent
+# -- spend
 
-    total = Spent()
-    for spent in bill:
-        total = Spent(total.usage + spent.usage, total.cost + spent.cost, total.unpriced + spent.unpriced)
-    return total
+
+def _spend(options: argparse.Namespace) -> int:
+    with _open(options) as store:
+        bill = store.spent(options.by)
+    total = _total(bill.values())
+    if options.json:
+        print(json.dumps({name: _spent_data(spent) for name, spent in bill.items()}, ensure_ascii=False))
+        return 0
+    from nitinol import terminal
+
+    header = (options.by, "in", "of it cached", "out", "cost", "without a price")
+    rows = [
+        (
+            terminal.in_line(name, 60), f"{spent.usage.input_tokens:,}", f"{spent.usage.cache_read_tokens:,}",
+            f"{spent.usage.output_tokens:,}", terminal.show_cost(spent.priced if spent.priced else spent.cost),
+            str(spent.unpriced or ""),
+        )
+        for name, spent in bill.items()
+    ]  # fmt: skip
+    for line in terminal.table((header, *rows), right=(1, 2, 3, 4, 5)) if rows else ():
+        print(line)
+    print(f"the bill: {terminal.show_tokens(total.usage)}, {terminal.show_cost(total.priced)}{_unpriced(total)}")
+    return 0
+
+
+def _spent_data(spent: Spent) -> dict[str, Any]:
+    cost = None if spent.cost is None else str(spent.cost)
+    return {"usage": _plain(spent.usage), "cost": cost, "priced": str(spent.priced), "unpriced": spent.unpriced}
+
+
+def _total(bill: Iterable[Spent]) -> Spent:
+    from nitinol.journal.bill import Spent
+
+    return sum(bill, Spent())
 
 
 def _unpriced(spent: Spent) -> str:
     from nitinol import terminal
 
     return f" and {terminal.count(spent.unpriced, 'row')} without a price" if spent.unpriced else ""
-
-
-def _table(rows: Sequence[Sequence[str]], right: Sequence[int]) -> Iterator[str]:
-    """Columns as wide as they must be. (rich's own table takes seconds for ten thousand rows.)"""
-    from rich.cells import cell_len
-
-    widths = [max(cell_len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        gaps = [" " * (width - cell_len(cell)) for width, cell in zip(widths, row, strict=True)]
-        cells = (
-            gap + cell if column in right else cell + gap
-            for column, (gap, cell) in enumerate(zip(gaps, row, strict=True))
-        )
-        yield "  ".join(cells).rstrip()
 
 
 # -- tree
@@ -332,7 +352,7 @@ def _print_tree(options: argparse.Namespace, owner: tuple[int, bool] | None, age
     console.print(f"└─ agents: {counts}, {terminal.count(open_runs, 'open run')}")
     rows = [_show_branch(agent) for agent in shown]
     left = len(agents) - len(shown)
-    lines = _table([row for row, _ in rows], right=()) if rows else ()
+    lines = terminal.table([row for row, _ in rows], right=()) if rows else ()
     for number, (line, (_, style)) in enumerate(zip(lines, rows, strict=False), 1):
         console.print(f"   {'└─' if number == len(rows) and not left else '├─'} {line}", style=style)
     if left:
@@ -388,7 +408,7 @@ def _verify(options: argparse.Namespace) -> int:
     print(
         f"{terminal.count(found.agents, 'agent')}, {terminal.count(found.events, 'event')},"
         f" {terminal.count(found.runs, 'run')}; the bill: {terminal.show_tokens(found.spent.usage)},"
-        f" {terminal.show_cost(found.spent.cost)}{_unpriced(found.spent)};"
+        f" {terminal.show_cost(found.spent.priced)}{_unpriced(found.spent)};"
         f" {terminal.count(len(found.faults), 'fault') if found.faults else 'no fault'}"
     )
     return 1 if found.faults else 0

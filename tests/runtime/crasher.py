@@ -22,6 +22,7 @@ from nitinol.http import Http
 from nitinol.messages import Text, ToolCall
 from nitinol.retry import Retry
 from nitinol.testing import Answer, ScriptedProvider, call, crash, crash_at, fail, gate, say
+from nitinol.usage import Usage
 
 STORE, SIDE = Path(sys.argv[1]), Path(sys.argv[2])
 SOON = 20.0
@@ -113,7 +114,9 @@ PLAIN = Agent(name="plain", model=MODEL, tools=[pay, look, launch], retry=Retry(
 FRAIL = PLAIN.replace(name="frail", fallbacks=[SPARE])
 HOOKED = PLAIN.replace(name="hooked", hooks=[Look()])
 POOR = PLAIN.replace(name="poor", budget=Budget(usd="0.000001"))
-AGENTS = [PLAIN, FRAIL, HOOKED, POOR]
+DEAR = Model(lambda request: "done", model="dear", usage=Usage(output_tokens=600), max_output_tokens=1000)
+THRIFTY = PLAIN.replace(name="thrifty", model=DEAR, budget=Budget(tokens=1100))
+AGENTS = [PLAIN, FRAIL, HOOKED, POOR, THRIFTY]
 
 
 def main() -> None:
@@ -128,6 +131,7 @@ def main() -> None:
         send(FRAIL, "retry").result(SOON)
         send(HOOKED, "hooked").result(SOON)
         send(POOR, "poor").result(SOON)
+        send(THRIFTY, "thrifty").result(SOON)
         broken = [
             Message(role="user", parts=(Text("look"),)),
             Message(role="assistant", parts=(ToolCall(call_id="x", name="look"),)),

@@ -27,7 +27,7 @@ tool.requested(name, arguments, idempotency_key) .started(name, isolation, timeo
 approval.requested(name, arguments, expires_at) .resolved(decision, arguments, by, reason)
 input.queued(input_id, mode, prompt) .delivered(input_id) .dropped(input_id, reason)
 usage.updated(provider, model, usage, cost, estimated, price_source, run_usage, run_cost, agent_usage, agent_cost)
-budget.exceeded(scope, limit, spent, needed)
+budget.reserved(scope, amount) .settled(scope, amount) .warning(scope, limit, spent, fraction) .exceeded(scope, limit, spent, needed)
 context.repaired(added, removed)
 loop.detected(name, count, action)
 model.first_token(seconds) .delta(kind, text, index)
@@ -37,7 +37,7 @@ loop.blocked(seconds, stack)
 bus.gap(lost, after)
 custom(name, payload)
 """
-"""design.md section 5, without what is not built yet: budget.reserved, .settled and .warning, context.compacted, group.*"""
+"""design.md section 5, without what is not built yet: context.compacted, group.*"""
 EPHEMERAL = {
     "model.first_token", "model.delta", "tool.progress", "tool.late_result", "pool.saturated", "loop.blocked", "bus.gap",
     "custom",
@@ -99,6 +99,7 @@ BY_FIELD: dict[str, st.SearchStrategy[Any]] = {
     "data": jsons,
     "arguments": objects,
     "payload": objects,
+    "budget": st.none() | objects,
     "changes": st.dictionaries(words, words, max_size=3),
     "media": st.lists(media, max_size=2).map(tuple),
     "history": st.lists(messages, max_size=2).map(tuple),

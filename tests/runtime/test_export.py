@@ -214,7 +214,7 @@ def test_the_bill_comes_along(tmp_path: Path) -> None:
         there.import_agent(lines)
     after = audit(tmp_path / "two.db")
     assert after.faults == []
-    assert after.spent.cost == before.cost * 2
+    assert after.spent.priced == before.priced * 2
     assert after.spent.usage.total_tokens == before.usage.total_tokens * 2
 
 

@@ -11,6 +11,7 @@ import pytest
 from nitinol import events as ev
 from nitinol.agent import Agent
 from nitinol.budget import Budget
+from nitinol.budget import decide as decide_budget
 from nitinol.errors import AgentBusy, AlreadyResolved, NotFound
 from nitinol.hooks import HookContext, Hooks
 from nitinol.inputs import (
@@ -24,6 +25,7 @@ from nitinol.inputs import (
     Failed,
     Granted,
     Input,
+    Limit,
     Opened,
     Park,
     Prepared,
@@ -152,11 +154,16 @@ class Bench:
             "attempt": self.run.attempt + 1,
             "provider": "test",
             "model": "one",
-            "input_tokens": 100,
-            "max_output_tokens": None,
-            "prices": PRICES,
         }
-        return self.give(AttemptReady(**{**values, **more}))
+        size = {name: more.pop(name) for name in ("input_tokens", "max_output_tokens", "prices") if name in more}
+        return self.give(AttemptReady(**{**values, **self.granted(**size), **more}))
+
+    def granted(
+        self, input_tokens: int = 100, max_output_tokens: int | None = None, prices: Prices | None = PRICES
+    ) -> dict[str, Any]:
+        """What the ledger says of such a request, without a budget of the store."""
+        grant = decide_budget(self.state.accounts(self.now), input_tokens, max_output_tokens, prices)
+        return {"grant": grant, "priced": prices is not None}
 
     def says(self, *parts: str | Part, stop: StopReason | None = None, cost: str | None = "0.01") -> list[str]:
         """A request goes out, and the model answers so."""
@@ -472,7 +479,7 @@ def test_an_answer_that_may_be_short_needs_no_256_tokens() -> None:
     """The floor is what the agent allows, where that is less."""
     bench = Bench(budget=Budget(tokens=120))
     bench.send()
-    assert bench.ready(max_output_tokens=20) == ["model.started"]
+    assert bench.ready(max_output_tokens=20) == ["model.started", "budget.reserved"]
 
 
 def test_a_budget_of_tokens_counts_input_and_output() -> None:
@@ -485,22 +492,109 @@ def test_a_budget_of_tokens_counts_input_and_output() -> None:
     assert bench.last("model.started").max_output_tokens == 790
 
 
-def test_an_unpriced_model_under_a_money_budget_is_refused_and_told_how() -> None:
-    """`on_unpriced="block"`, the default."""
+def test_what_was_reserved_is_settled_by_the_row_of_the_bill() -> None:
+    """In every scope that has a budget, with the answer or with the failure."""
+    bench = Bench(budget=Budget(usd=1))
+    bench.give(Limit(budget=Budget(tokens=9000)))
+    bench.send()
+    assert bench.ready() == ["model.started", "budget.reserved", "budget.reserved"]
+    reserved = [event for event in bench.log if event.type == "budget.reserved"]
+    assert [event.scope for event in reserved] == ["run:r1", f"key:{bench.state.key}"]
+    assert {event.amount for event in reserved} == {bench.last("model.started").reserved}
+    bench.fails()
+    settled = [event for event in bench.log if event.type == "budget.settled"]
+    assert [event.scope for event in settled] == ["run:r1", f"key:{bench.state.key}"]
+    assert bench.run.scopes == ()
+
+
+def test_a_budget_is_warned_of_once_for_each_fraction_that_is_passed() -> None:
+    """At 50, 80 and 95 per cent; a row that passes two of them warns of the higher one."""
     bench = Bench(budget=Budget(usd=1))
     bench.send()
-    assert bench.ready(prices=None) == ["run.finished"]
-    assert (bench.end().status, bench.end().error_type) == ("failed", "ConfigurationError")
-    assert "prices=" in (bench.end().error or "")
+    for cost, fractions in (("0.49", []), ("0.01", [0.5]), ("0.1", []), ("0.36", [0.95])):
+        before = len(bench.log)
+        bench.says(wants("c1"), cost=cost)
+        bench.runs("c1")
+        assert [event.fraction for event in bench.log[before:] if event.type == "budget.warning"] == fractions
+    assert bench.last("budget.warning").spent.startswith("$0.96,")
 
 
-def test_an_unpriced_model_may_be_used_with_a_warning() -> None:
-    """`on_unpriced="warn"`: what it costs is unknown, not zero."""
-    bench = Bench(budget=Budget(usd=1), on_unpriced="warn")
+def test_an_answer_that_a_budget_has_cut_short_ends_the_run_and_runs_no_call() -> None:
+    """Section 8: `budget_exceeded`; the words that came are the result's."""
+    bench = Bench(budget=Budget(usd="0.0131"))
     bench.send()
-    assert bench.ready(prices=None) == ["model.started"]
+    bench.ready(max_output_tokens=5000)
+    assert bench.last("model.started").capped == "run:r1"
+    bench.says("So far", wants("c1"), stop="max_tokens")
+    assert (bench.end().status, bench.end().text) == ("budget_exceeded", "So far")
+    assert bench.last("budget.exceeded").scope == "run:r1"
+    assert bench.last("tool.finished").outcome == "cancelled"
+    assert not any(event.type == "tool.started" for event in bench.log)
+
+
+def test_an_answer_of_its_own_limit_is_no_matter_of_the_budget() -> None:
+    """What the agent or the model allows ends as it always does."""
+    bench = Bench(budget=Budget(usd=1))
+    bench.send()
+    bench.ready(max_output_tokens=300)
+    bench.says("So far", stop="max_tokens")
+    assert bench.end().status == "completed"
+
+
+def test_a_run_may_have_a_budget_of_its_own() -> None:
+    """In place of the definition's; the next run has that one again."""
+    bench = Bench(budget=Budget(usd=1))
+    bench.send("r1", budget=Budget(usd=2))
+    assert bench.run.budget == Budget(usd=2)
+    bench.says("done")
+    bench.send("r2")
+    assert bench.run.budget == Budget(usd=1)
+
+
+def test_a_key_has_its_budget_for_life_and_a_larger_one_tops_it_up() -> None:
+    """What was spent before counts; the same budget again says nothing."""
+    bench = Bench()
+    bench.send("r1")
+    bench.says("hello", cost="0.9")
+    assert bench.give(Limit(budget=Budget(usd=1))) == ["agent.configured"]
+    assert bench.give(Limit(budget=Budget(usd=1))) == []
+    bench.send("r2")
+    bench.says("hello", cost="0.1")
+    bench.send("r3")
+    assert bench.ready() == ["budget.exceeded", "run.finished"]
+    assert "key's budget" in (bench.end("r3").error or "")
+    bench.give(Limit(budget=Budget(usd=2)))
+    bench.send("r4")
+    bench.says("hello again")
+    assert bench.end("r4").status == "completed"
+
+
+def test_a_budget_of_days_begins_anew_at_midnight() -> None:
+    """UTC; what was spent stays in the bill."""
+    bench = Bench()
+    bench.give(Limit(budget=Budget(usd="0.5", per="day")))
+    bench.send("r1")
+    bench.says("hello", cost="0.5")
+    bench.send("r2")
+    assert bench.ready() == ["budget.exceeded", "run.finished"]
+    bench.now += 86_400 * 10**9
+    bench.send("r3")
+    bench.says("hello", cost="0.2")
+    assert bench.end("r3").status == "completed"
+    assert bench.state.cost == Decimal("0.7")
+
+
+def test_what_has_no_price_counts_for_nothing_and_what_has_goes_on_counting() -> None:
+    """`on_unpriced="warn"`: the cost is unknown, and the budget holds against the rest."""
+    bench = Bench(budget=Budget(usd="0.02"), on_unpriced="warn")
+    bench.send()
+    assert bench.ready(prices=None) == ["model.started", "budget.reserved"]
     assert bench.last("model.started").reserved is None
-    bench.says("hello", cost=None)
+    bench.says(wants("c1"), cost=None)
+    bench.runs("c1")
+    bench.says(wants("c1"), cost="0.019")
+    bench.runs("c1")
+    assert bench.ready(max_output_tokens=5000) == ["budget.exceeded", "run.finished"]
     assert bench.end().cost is None
 
 

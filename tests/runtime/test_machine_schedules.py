@@ -26,7 +26,8 @@ from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_a
 
 from nitinol import events as ev
 from nitinol.agent import Agent
-from nitinol.budget import Budget
+from nitinol.budget import Account, Amount, Budget, Grant, Refusal
+from nitinol.budget import decide as decide_budget
 from nitinol.errors import AgentBusy, AlreadyResolved, NotFound
 from nitinol.hooks import HookContext, Hooks
 from nitinol.inputs import (
@@ -721,21 +722,31 @@ class World:
             self.attempts.remove(task)
             self.decide(Cancel(run_id=effect.run_id, by="hook", status="halted", reason="enough"))
             return
+        prices = PRICES if rng.random() < 0.85 else None
         ready = AttemptReady(
             run_id=effect.run_id,
             turn=effect.turn,
             attempt=effect.attempt,
             provider="test",
             model="one",
-            input_tokens=rng.choice((10, 100, 1000)),
-            max_output_tokens=self.agent.max_output_tokens,
-            prices=PRICES if rng.random() < 0.85 else None,
+            grant=self.some_grant(prices),
+            priced=prices is not None,
         )
         events = self.decide(ready)
         if any(event.type == "model.started" for event in events):
             task.sent = True
         elif task in self.attempts:
             self.attempts.remove(task)
+
+    def some_grant(self, prices: Prices | None) -> Grant | Refusal:
+        """What the ledger may say: also that a store which others share has nothing left."""
+        rng, size = self.rng, self.rng.choice((10, 100, 1000))
+        accounts = [*self.state.accounts(self.now)]
+        if rng.random() < 0.2:
+            accounts.append(Account("store", Budget(tokens=1500), Amount(tokens=rng.choice((0, 900, 1400)))))
+        grant = decide_budget(accounts, size, self.agent.max_output_tokens, prices)
+        assert grant is not None
+        return grant
 
     def report(self, task: Attempt) -> None:
         """A request that was sent has its end."""

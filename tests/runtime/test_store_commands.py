@@ -351,7 +351,7 @@ def test_tree_of_ten_thousand_shows_what_is_urgent(path: Path, capsys: Capture) 
         path,
         "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 10000) INSERT INTO heads"
         " SELECT printf('many/%05d', i), 1, 0, 1, 'many', CASE i WHEN 5000 THEN 'parked' ELSE 'idle' END, NULL, 0, 0,"
-        " '{}', '0', 0, 1, i FROM n",
+        " '{}', '0', 0, 1, i, NULL FROM n",
     )
     lines = shown(capsys, "tree", path)
     assert lines[1] == "└─ agents: 10003 agents (9999 idle, 3 stopped, 1 parked), 3 open runs"
@@ -495,7 +495,7 @@ def test_what_is_no_store_is_one_line(verb: list[str], path: Path, tmp_path: Pat
     assert not (tmp_path / "missing.db").exists()
     assert not [name for name in os.listdir(tmp_path) if name.startswith("missing")]
     tamper(path, "UPDATE meta SET value = '99' WHERE name = 'schema'")
-    assert "has schema 99; this version knows 2: upgrade nitinol" in complaint(capsys, verb[0], path, *verb[1:])
+    assert "has schema 99; this version knows 3: upgrade nitinol" in complaint(capsys, verb[0], path, *verb[1:])
 
 
 def test_a_corrupt_store_is_one_line(path: Path, capsys: Capture) -> None:

@@ -109,7 +109,7 @@ def test_a_sound_store_has_no_fault(sound: Path) -> None:
         assert connection.execute("SELECT count(*) FROM timers").fetchone() == (1,)
         assert connection.execute("SELECT count(*) FROM blobs").fetchone()[0] >= 2
     connection.close()
-    assert found.spent.cost > 0
+    assert found.spent.priced > 0
     assert found.spent.unpriced == 2
 
 

@@ -22,10 +22,12 @@ from nitinol.actors.agent_supervisor import Crashed as AgentCrashed
 from nitinol.actors.bus import EventBus
 from nitinol.actors.gateway import ModelGateway
 from nitinol.actors.hook_runner import HookFailed, HookRunner
+from nitinol.actors.ledger import Ledger
 from nitinol.actors.port import Stopper
 from nitinol.actors.supervisor import Wake
 from nitinol.actors.tool_runner import ToolRunner
 from nitinol.agent import Agent
+from nitinol.budget import Budget
 from nitinol.env import Env, Loop, Timer, resolve
 from nitinol.errors import (
     AgentDown,
@@ -122,6 +124,7 @@ class Services:
     journal: Journal
     bus: EventBus
     gateway: ModelGateway
+    ledger: Ledger
     tools: ToolRunner
     hooks: HookRunner
     supervise: Callable[[object], object]
@@ -134,7 +137,7 @@ class Cell:
     """The stable side of an agent."""
 
     __slots__ = (
-        "actor", "backlog", "committed", "deferred", "definition", "epoch", "failure", "given", "key", "last", "life",
+        "actor", "backlog", "committed", "deferred", "definition", "epoch", "failure", "given", "key", "last", "life", "limit",
         "reopening", "requests", "services", "view", "viewed", "watchers", "writes",
     )  # fmt: skip
 
@@ -158,6 +161,8 @@ class Cell:
         self.view: View | None = None
         """Of `viewed`, the transcript of the last request."""
         self.viewed: Log[Message] | None = None
+        self.limit: Budget | None = None
+        """The budget of the key that was last given here."""
         self.last: str | None = None
         """Why its last incarnation here ended."""
         self.watchers: list[Callable[[Down], object]] | None = None
@@ -371,6 +376,8 @@ class Cell:
         if self.writes:
             self.deferred = opened
             return
+        if self.services.gateway.when_landed(self.key, partial(self._launch, opened)):
+            return  # what the attempt of the last incarnation came to is told first
         self.life = "up"
         self.actor = AgentActor(self, self.committed)
         self.actor.launch()
@@ -503,6 +510,7 @@ class Cell:
     def stopped(self, reason: Reason = "shutdown") -> None:
         """The agent was stopped on purpose, and its last hook has run."""
         self.life = "stopped"
+        self.services.ledger.orphan(self.key)
         if self.actor is not None:
             self.actor.halt()
         self.backlog = None
@@ -521,6 +529,7 @@ class Cell:
 
     def _give_up(self, error: Exception) -> None:
         self.life, self.failure = "parked", error
+        self.services.ledger.orphan(self.key)
         self._tell_down("crash", f"{type(error).__name__}: {describe(error)}", error)
         get_logger().error("agent cannot be opened", key=self.key, error=repr(error))
         for request in list(self.requests or ()):
@@ -558,6 +567,7 @@ class Cell:
                 return
             _reach(self.services.env, "after", events)
             self.committed = state
+            self.services.ledger.note(events)
             self.services.bus.publish(events)
             then()
             done(events)
@@ -746,6 +756,7 @@ class AgentActor(LoopActor):
         """Everything that a decision releases is released here, in order of commits: publishes, replies, effects."""
         cell = self.cell
         cell.committed = state
+        self.services.ledger.note(events)
         self.services.bus.publish(events)
         if request is not None:
             if request.then is not None:

@@ -18,6 +18,7 @@ from nitinol.actors.agent_actor import Cell, Events, Life, Services
 from nitinol.actors.bus import PAGE
 from nitinol.actors.system import Outline, Part, System
 from nitinol.agent import Agent
+from nitinol.budget import Budget
 from nitinol.env import Env, Timer
 from nitinol.errors import KeyTaken, ReadOnly
 from nitinol.inputs import Input
@@ -150,6 +151,10 @@ class Follower(System):
             raise KeyTaken(f"key {key!r} lives as an agent {cell.definition.name!r}; it cannot be a {agent.name!r} too")
         cell.definition = agent
         return cell
+
+    def limit(self, cell: Cell, budget: Budget) -> NoReturn:
+        """Refused."""
+        raise self._store.refusal(f"agent {cell.key!r} cannot be given a budget")
 
     def stored(self, key: str) -> Cell | None:
         """The agent of a key, if the store knows it."""

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
 from typing import Any, cast, get_args
 
 from nitinol import events as ev
 from nitinol import provider as providers
 from nitinol.actors.bus import EventBus
+from nitinol.actors.gate import Gates, Pass
 from nitinol.actors.hook_runner import HookFailed, HookRunner, hook_context
+from nitinol.actors.ledger import Ledger
 from nitinol.actors.port import Port, Stopper
 from nitinol.agent import Agent, model_name
+from nitinol.budget import Account, bound
 from nitinol.env import Env, Loop
-from nitinol.errors import ConfigurationError, ConnectionFailed, MalformedResponse, ProviderError
+from nitinol.errors import ConfigurationError, ConnectionFailed, InvalidRequest, MalformedResponse, ProviderError
 from nitinol.hooks import Halt
 from nitinol.http import HttpPool
 from nitinol.inputs import (
@@ -34,6 +40,8 @@ from nitinol.state import AgentState
 from nitinol.tool_spec import Tool
 from nitinol.usage import NO_USAGE, Usage
 
+CLOSING = 2.0
+"""Seconds that a stream may take to close before its agent goes on without its last word."""
 BREATH = 256
 """Deltas after which an attempt lets others run, also one whose provider never waits."""
 
@@ -41,18 +49,44 @@ BREATH = 256
 class ModelGateway:
     """Runs attempts, each as a task. On the core loop only."""
 
-    def __init__(self, env: Env, core: Loop, bus: EventBus, hooks: HookRunner) -> None:
-        self.env, self.core, self.bus, self.hooks = env, core, bus, hooks
+    def __init__(self, env: Env, core: Loop, bus: EventBus, hooks: HookRunner, ledger: Ledger) -> None:
+        self.env, self.core, self.bus, self.hooks, self.ledger = env, core, bus, hooks, ledger
         self.http = HttpPool()
         self.known: dict[type, asyncio.Future[None]] = {}
         """Classes of providers that were asked what they know of a model; done once one has answered."""
+        self.flying: dict[str, asyncio.Task[None]] = {}
+        """By key: the attempt that is not over yet."""
         self.log = get_logger()
+        self.gates = Gates(env, core, self.log)
 
     def start(self, effect: CallModel, port: Port, agent: Agent[Any], state: AgentState) -> Stopper:
         """Begin an attempt; its outcome is told to the port."""
         attempt = _Attempt(self, effect, port, agent, state)
-        task = self.core.spawn(attempt.run())
+        task = self.flying[port.key] = self.core.spawn(attempt.run())
+        task.add_done_callback(partial(self._landed, port.key))
         return lambda: _cancel(task)
+
+    def when_landed(self, key: str, then: Callable[[], object]) -> bool:
+        """Whether an attempt of the agent is still being closed; `then` is called when it is, or is given up."""
+        task = self.flying.get(key)
+        if task is None or task.done():
+            return False
+        waits = True
+
+        def call(_: object = None) -> None:
+            nonlocal waits
+            if waits:
+                waits = False
+                given_up.cancel()
+                then()
+
+        given_up = self.core.call_later(CLOSING, call)
+        task.add_done_callback(call)
+        return True
+
+    def _landed(self, key: str, task: asyncio.Task[None]) -> None:
+        if self.flying.get(key) is task:
+            del self.flying[key]
 
     async def close(self) -> None:
         """Close the connections."""
@@ -69,6 +103,8 @@ class _Attempt:
         self.provider: Provider | None = None
         self.info = ModelInfo()
         self.prices: PriceList | None = None
+        self.leave: Pass | None = None
+        """The gate's; `None` where no provider is asked."""
         self.sent = False
         self.texts: list[str] = []
         self.characters = 0
@@ -89,7 +125,7 @@ class _Attempt:
                 return
             self.sent = True
             started = gateway.env.monotonic()
-            request = request.replace(max_output_tokens=began.max_output_tokens, attempt=effect.attempt)
+            request = request.replace(max_output_tokens=self._limit(request, began), attempt=effect.attempt)
             response = await self._stream(request, began, started)
             await self._finish(response, gateway.env.monotonic() - started)
         except asyncio.CancelledError:
@@ -138,6 +174,8 @@ class _Attempt:
         self.provider = providers.overridden() or providers.resolve(model)
         self.info = await self._ask_info(self.provider)
         self.prices = agent.prices or self.info.prices
+        if providers.overridden() is None:
+            self.leave = await self.gateway.gates.enter(model, self.provider, self.port.key)
         messages, self.added, self.removed = self.port.view_of(state.transcript)
         instructions = agent.instructions
         if callable(instructions):
@@ -162,9 +200,6 @@ class _Attempt:
             turn=effect.turn,
             attempt=effect.attempt,
         )
-        limited = agent.budget is not None and agent.budget.usd is not None
-        if limited and self.prices is None and agent.on_unpriced == "warn":
-            self.gateway.log.warning("no price is known; the money budget does not hold", model=self.provider.model)
         if agent.has_hook("before_model"):
             answer = await self.gateway.hooks.run("before_model", agent, state, request)
             if isinstance(answer, Halt):
@@ -193,20 +228,52 @@ class _Attempt:
         effect, provider = self.effect, cast("Provider", self.provider)
         words = len(request.instructions or "") + sum(tool.size for tool in request.tools)
         self.input_tokens = self.state.estimated_tokens + words // 4
-        ready = AttemptReady(
-            run_id=effect.run_id,
-            turn=effect.turn,
-            attempt=effect.attempt,
-            provider=provider.name,
-            model=provider.model,
-            input_tokens=self.input_tokens,
-            max_output_tokens=request.max_output_tokens or self.info.max_output_tokens,
-            prices=self.prices,
-            added=self.added,
-            removed=self.removed,
-        )
-        events = await self.port.ask(ready)
-        return next((event for event in events if isinstance(event, ev.ModelStarted)), None)
+        at_most, limit = bound(self.input_tokens), request.max_output_tokens or self.info.max_output_tokens
+        prices = self.prices
+        if prices is None or prices.at_most(at_most, limit or 0) is None:
+            prices = None
+            self._check_unpriced(provider)
+        accounts = partial(self._accounts, self.port)
+        grant = await self.gateway.ledger.reserve(self.port.key, accounts, at_most, limit, prices)
+        began = None
+        try:
+            ready = AttemptReady(
+                run_id=effect.run_id,
+                turn=effect.turn,
+                attempt=effect.attempt,
+                provider=provider.name,
+                model=provider.model,
+                grant=grant,
+                priced=prices is not None,
+                added=self.added,
+                removed=self.removed,
+            )
+            events = await self.port.ask(ready)
+            began = next((event for event in events if isinstance(event, ev.ModelStarted)), None)
+        finally:
+            if began is None and not self._is_open():
+                self.gateway.ledger.release(self.port.key)
+        return began
+
+    def _accounts(self, port: Port) -> Sequence[Account]:
+        return port.committed.accounts(self.gateway.env.now())
+
+    def _check_unpriced(self, provider: Provider) -> None:
+        """A model without a price under a budget of money."""
+        limited = any(account.budget.usd is not None for account in self._accounts(self.port))
+        if not (limited or self.gateway.ledger.limits_money):
+            return
+        name = f"{provider.name}:{provider.model}"
+        if self.agent.on_unpriced == "block":
+            raise ConfigurationError(
+                f"model {name} has no known price, and there is a money budget; give prices=, or on_unpriced='warn'"
+            )
+        self.gateway.log.warning("no price is known; the money budget does not hold", model=name)
+
+    def _limit(self, request: ModelRequest, began: ev.ModelStarted) -> int | None:
+        """What the provider is told: nothing, where it would only hear its model's own limit again."""
+        own = request.max_output_tokens is None and began.capped is None and self.info.max_output_tokens is not None
+        return None if own else began.max_output_tokens
 
     async def _stream(self, request: ModelRequest, began: ev.ModelStarted, started: float) -> ModelResponse:
         gateway, port = self.gateway, self.port
@@ -220,6 +287,7 @@ class _Attempt:
             async for part in stream:
                 if isinstance(part, Delta):
                     if not self.characters:
+                        self._was_taken()
                         seconds = gateway.env.monotonic() - started
                         first = ev.ephemeral(
                             ev.ModelFirstToken, began, gateway.env.now(), port.committed.seq, seconds=seconds
@@ -253,6 +321,7 @@ class _Attempt:
     async def _finish(self, response: ModelResponse, duration: float) -> None:
         effect, provider = self.effect, cast("Provider", self.provider)
         self.usage = response.usage or self.usage
+        self._was_taken()
         if self.agent.has_hook("after_model"):
             answer = await self.gateway.hooks.run("after_model", self.agent, self.port.committed, response)
             if isinstance(answer, Halt):
@@ -271,21 +340,28 @@ class _Attempt:
                 response=response,
                 usage=usage,
                 cost=self._cost(usage),
-                price_source=self.prices.source if self.prices is not None else None,
+                price_source=self._source(usage),
                 estimated=self.usage is None,
                 duration=duration,
             )
         )
 
+    def _was_taken(self) -> None:
+        if self.leave is not None:
+            self.leave.accept()
+
     def _fail(self, error: Exception, error_type: str | None = None) -> None:
         effect, provider = self.effect, self.provider
+        if self.leave is not None:
+            self.leave.fail(error)
         known = error if isinstance(error, ProviderError) else ProviderError(describe(error))
         usage: Usage | None = None
         if self.sent:
             # Who got no connection, or an HTTP error, owes nothing; anything later is owed, at least the input.
-            unheard = isinstance(error, ConnectionFailed) and known.status_code is None
+            unsent = isinstance(error, (ConnectionFailed, ConfigurationError, InvalidRequest))
+            unheard = unsent and known.status_code is None
             refused = not self.characters and self.usage is None and (unheard or (known.status_code or 0) >= 400)
-            usage = NO_USAGE if refused else self.usage or self._estimate()
+            usage = NO_USAGE if refused else self._so_far()
         elif self._is_open():
             usage = NO_USAGE
         self.port.tell(
@@ -303,7 +379,7 @@ class _Attempt:
                 request_id=known.request_id,
                 usage=usage,
                 cost=Decimal(0) if usage is NO_USAGE else self._cost(usage) if usage is not None else None,
-                price_source=self.prices.source if self.prices is not None else None,
+                price_source=self._source(usage),
                 estimated=usage is not NO_USAGE,
                 text="".join(self.texts),
                 characters=self.characters,
@@ -327,10 +403,26 @@ class _Attempt:
         self.characters = max(self.characters, answer)
         return Usage(input_tokens=self.input_tokens, output_tokens=(self.characters + 3) // 4)
 
+    def _so_far(self) -> Usage:
+        """What the provider has told, or what was shown, where that is more."""
+        shown = self._estimate()
+        if self.usage is None:
+            return shown
+        told = self.usage
+        tokens = max(told.output_tokens, shown.output_tokens)
+        return replace(told, input_tokens=told.input_tokens or shown.input_tokens, output_tokens=tokens)
+
     def _cost(self, usage: Usage) -> Decimal | None:
         if usage.reported_cost is not None:
             return usage.reported_cost
         return self.prices.cost(usage) if self.prices is not None else None
+
+    def _source(self, usage: Usage | None) -> str | None:
+        """Where the cost of a usage comes from, with a date."""
+        if usage is not None and usage.reported_cost is not None:
+            day = datetime.fromtimestamp(self.gateway.env.now() // 10**9, UTC)
+            return f"reported by {cast('Provider', self.provider).name} ({day:%Y-%m-%d})"
+        return self.prices.source if self.prices is not None else None
 
 
 def _check(response: ModelResponse, provider: Provider) -> None:

@@ -29,16 +29,20 @@ from nitinol.actors.child_spec import SupervisorSpec
 from nitinol.actors.children import LATE, Place, SupervisorChild
 from nitinol.actors.gateway import ModelGateway
 from nitinol.actors.hook_runner import HookRunner
+from nitinol.actors.ledger import Ledger
 from nitinol.actors.processes import Processes
 from nitinol.actors.supervisor import End, Supervisor, release
 from nitinol.actors.tool_runner import ToolRunner
 from nitinol.actors.worker_pool import Ending, Job, WorkerPool
 from nitinol.agent import Agent
+from nitinol.budget import Budget
 from nitinol.env import Env, Loop, Timer, disown_in_child, on_a_loop, resolve
 from nitinol.errors import KeyTaken, RuntimeDown, RuntimeStopped
 from nitinol.inputs import (
     Cancel,
+    Limit,
     Stop,
+    Warn,
 )
 from nitinol.journal.base import Journal, taken
 from nitinol.logs import get_logger
@@ -89,6 +93,7 @@ class System:
         workers: int,
         idle: float | None,
         result_of: Callable[[str, str], Any],
+        budget: Budget | None = None,
     ) -> None:
         self.env = env
         self.definitions = definitions
@@ -115,7 +120,8 @@ class System:
         self.pool = WorkerPool(env, self.core, self.user, workers, self._saturated)
         self.processes = Processes(env, self.core)
         self.tools = ToolRunner(env, self.core, self.pool, self.processes, self.hooks, self.publish)
-        self.gateway = ModelGateway(env, self.core, self.bus, self.hooks)
+        self.ledger = Ledger(env, budget, self._warn)
+        self.gateway = ModelGateway(env, self.core, self.bus, self.hooks, self.ledger)
         place = Place(env, self.supervising, self.user, self.check_process)
         self.agents = _Agents(self, place)
         self.users = SupervisorChild(SupervisorSpec("users", storm=sys.maxsize), place)
@@ -126,6 +132,7 @@ class System:
             journal=journal,
             bus=self.bus,
             gateway=self.gateway,
+            ledger=self.ledger,
             tools=self.tools,
             hooks=self.hooks,
             supervise=self.agents.post,
@@ -177,8 +184,15 @@ class System:
                 cell.redefine(agent)
             return cell
 
+    def limit(self, cell: Cell, budget: Budget) -> None:
+        """Give a key a budget, unless it has that one. Soon; before what is submitted later."""
+        if cell.limit != budget:
+            cell.limit = budget
+            cell.submit(Limit(budget=budget)).add_done_callback(partial(_see_refusal, cell))
+
     def begin(self) -> None:
         """Go on with what was interrupted, and see to those who wait, now and from now on. Once; no log is read for it."""
+        self.ledger.load(self.journal)
         if not self.journal.durable:
             return
         for head in self.journal.heads(active=True):
@@ -479,6 +493,7 @@ class System:
             cell = self.cells.pop(key, None)
             if cell is not None:
                 cell.stopped()
+        self.ledger.forget(key)
         if cell is not None:
             self.agents.post(Gone(key))
         self.journal.forget(key, partial(resolve, forgotten, None))
@@ -487,11 +502,17 @@ class System:
         self, restored: Future[None], events: Sequence[ev.EventBase], state: AgentState, error: Exception | None
     ) -> None:
         if error is None:
+            self.ledger.note(events)
             self.bus.publish(cast("Sequence[ev.Event]", events))
             due = next_due(state)
             if due is not None:
                 self._set_alarm(due)
         resolve(restored, error=error)
+
+    def _warn(self, key: str, warn: Warn) -> None:
+        cell = self.cells.get(key)
+        if cell is not None:
+            cell.tell(warn)
 
     def _saturated(self, queued: int, workers: int) -> None:
         self.publish(ev.PoolSaturated(ts=self.env.now(), queued=queued, workers=workers))
@@ -558,6 +579,13 @@ def _warn_of_blocking(blocking: Blocking) -> None:
 def _warn_of_missing(what: str, key: str, name: str) -> None:
     way_out = f"give the definition of {name!r} as agents=, or rt.start it"
     get_logger().warning(what, key=key, agent=name, way_out=way_out)
+
+
+def _see_refusal(cell: Cell, limited: Future[Any]) -> None:
+    error = limited.exception()
+    if error is not None:  # parked, or stopped: the next start tries again
+        cell.limit = None
+        get_logger().warning("a budget was not taken", key=cell.key, error=str(error))
 
 
 def _given_back(ending: Ending, value: Any, duration: float) -> None:

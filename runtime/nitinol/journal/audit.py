@@ -20,8 +20,9 @@ from nitinol import events as ev
 from nitinol.errors import NitinolError, StorageFailed
 from nitinol.journal import blobs, snapshots
 from nitinol.journal.base import Head, head_of, verify
+from nitinol.journal.bill import Spent, scopes_of
 from nitinol.journal.read_only import ReadOnlyJournal
-from nitinol.journal.rows import SELECT_ROW, Row, Spent, scopes_of, to_row, to_spent
+from nitinol.journal.rows import SELECT_ROW, Row, to_row, to_spent
 from nitinol.journal.schema import Disk, LocalDisk, storage_failed
 from nitinol.state import FOLD, AgentState
 from nitinol.usage import NO_USAGE, Usage
@@ -352,4 +353,6 @@ def _brief(error: Exception) -> str:
 
 
 def _sum(spent: Spent | None) -> str:
-    return "no row" if spent is None else f"{spent.usage.total_tokens} tokens, ${spent.cost}, {spent.unpriced} unpriced"
+    return (
+        "no row" if spent is None else f"{spent.usage.total_tokens} tokens, ${spent.priced}, {spent.unpriced} unpriced"
+    )

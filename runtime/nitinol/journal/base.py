@@ -6,13 +6,15 @@ finding interrupted agents, due timers and states never reads ten thousand logs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Protocol, get_args
 
+from nitinol.budget import Amount
 from nitinol.errors import KeyTaken, NitinolError
 from nitinol.events import TYPES, EventBase
+from nitinol.journal.bill import By, Spent
 from nitinol.machine import Effect, next_due, only_waits
 from nitinol.state import Activity, AgentState
 from nitinol.usage import NO_USAGE, Usage
@@ -74,6 +76,8 @@ class Head:
     messages: int = 0
     started_at: int = 0
     last_event_at: int = 0
+    reserved: Amount | None = None
+    """For the attempt in flight."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +110,7 @@ def head_of(state: AgentState) -> Head:
         messages=state.message_count,
         started_at=state.started_at,
         last_event_at=state.last_event_at,
+        reserved=state.reserved,
     )
 
 
@@ -160,8 +165,12 @@ class Journal(Protocol):
         """What is known of a key, if anything was ever written under it."""
         ...
 
-    def heads(self, *, active: bool = False) -> Sequence[Head]:
-        """All keys, or those with something to do at once; in order."""
+    def heads(self, *, active: bool = False, reserved: bool = False) -> Sequence[Head]:
+        """All keys, or those with something to do at once, or with an attempt in flight; in order."""
+        ...
+
+    def spent(self, by: By) -> Mapping[str, Spent]:
+        """The bill, of forgotten agents too: name to sum."""
         ...
 
     def waiting(self) -> Sequence[tuple[str, str]]:

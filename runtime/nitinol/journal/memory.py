@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from nitinol.events import EventBase, stamp
+from nitinol.events import EventBase, UsageUpdated, stamp
 from nitinol.journal.base import Committed, Conflict, Head, Opening, taken
+from nitinol.journal.bill import NOTHING, By, Spent, scopes_of
 from nitinol.state import AgentState
 
 
@@ -24,6 +25,7 @@ class MemoryJournal:
         """Keys to the position up to which their events are dead; a key may live again."""
         self._dead = 0
         self._position = 0
+        self._spent: dict[tuple[By, str], Spent] = {}
 
     def open(self, key: str, opened: Callable[[Opening | Exception], None]) -> None:
         epoch = self._epochs[key] = self._epochs.get(key, 0) + 1
@@ -56,6 +58,9 @@ class MemoryJournal:
         for event in events:
             position += 1
             stamp(event, position)
+            if isinstance(event, UsageUpdated):
+                for at in scopes_of(event):
+                    self._spent[at] = self._spent.get(at, NOTHING).plus(event)
             if event.type == "run.queued" and event.run_id is not None:
                 self._runs[event.run_id] = (key, event.seq)
         stream.extend(events)
@@ -80,8 +85,11 @@ class MemoryJournal:
     def head(self, key: str) -> Head | None:
         return None
 
-    def heads(self, *, active: bool = False) -> Sequence[Head]:
+    def heads(self, *, active: bool = False, reserved: bool = False) -> Sequence[Head]:
         return []
+
+    def spent(self, by: By) -> Mapping[str, Spent]:
+        return {name: spent for (scope, name), spent in self._spent.copy().items() if scope == by}
 
     def waiting(self) -> Sequence[tuple[str, str]]:
         return []
@@ -96,6 +104,7 @@ class MemoryJournal:
     def forget(self, key: str, forgotten: Committed) -> None:
         stream = self._streams.pop(key, [])
         self._epochs.pop(key, None)
+        self._spent.pop(("key", key), None)
         for event in stream:
             if event.type == "run.queued" and event.run_id is not None:
                 self._runs.pop(event.run_id, None)

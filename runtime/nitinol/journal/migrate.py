@@ -10,8 +10,9 @@ from typing import cast
 from nitinol.errors import NitinolError
 from nitinol.events import EventBase, UsageUpdated
 from nitinol.journal.base import Head, head_of
+from nitinol.journal.bill import sum_of
 from nitinol.journal.reader import SELECT_EVENT, to_events
-from nitinol.journal.rows import Row, save_due, save_row, save_spent, sum_of
+from nitinol.journal.rows import Row, save_due, save_row, save_spent
 from nitinol.journal.schema import SCHEMA, TABLES, found_schema
 from nitinol.state import AgentState
 
@@ -27,19 +28,23 @@ def prepare(connection: sqlite3.Connection, path: Path) -> None:
         return
     connection.execute("BEGIN IMMEDIATE")
     epochs: dict[str, tuple[int, int]] = {}
+    if found is not None:
+        old = (
+            f"SELECT key, epoch, base_seq FROM heads{' WHERE active' if found > 1 else ''}"  # the rest reserve nothing
+        )
+        epochs = {key: (epoch, base) for key, epoch, base in connection.execute(old)}
     if found == 1:
-        epochs = {
-            key: (epoch, base) for key, epoch, base in connection.execute("SELECT key, epoch, base_seq FROM heads")
-        }
         connection.execute("DROP TABLE heads")
         connection.execute("ALTER TABLE events ADD COLUMN blobs TEXT")
+    elif found == 2:
+        connection.execute("ALTER TABLE heads ADD COLUMN reserved TEXT")
     for statement in TABLES.split(";\n"):
         connection.execute(statement)
     for key, (epoch, base_seq) in epochs.items():
         head = rebuild_head(connection, key, base_seq)
         save_row(connection, key, Row(epoch, base_seq, head))
         save_due(connection, key, None if head is None else head.due)
-    if epochs:
+    if found == 1:
         for at, spent in sum_of(bill_of(connection)).items():
             save_spent(connection, at, spent)
     connection.execute("INSERT OR REPLACE INTO meta VALUES ('schema', ?)", (str(SCHEMA),))

@@ -14,7 +14,8 @@ from nitinol.errors import RuntimeStopped, StorageFailed
 from nitinol.events import EventBase, stamp, unpack
 from nitinol.journal import blobs
 from nitinol.journal.base import Head
-from nitinol.journal.rows import SELECT_HEAD, Spent, to_head, to_spent
+from nitinol.journal.bill import By, Spent
+from nitinol.journal.rows import SELECT_HEAD, to_head, to_spent
 from nitinol.journal.schema import Disk, in_sqlite, storage_failed
 from nitinol.state import BrokenLog
 
@@ -73,9 +74,9 @@ class StoreReader:
         rows = self._select(f"{SELECT_HEAD} WHERE key = ? AND seq > base_seq", (key,))
         return self._to_head(rows[0]) if rows else None
 
-    def heads(self, *, active: bool = False) -> Sequence[Head]:
-        """All keys, or those with something to do at once; in order."""
-        where = "active" if active else "seq > base_seq"
+    def heads(self, *, active: bool = False, reserved: bool = False) -> Sequence[Head]:
+        """All keys, or those with something to do at once, or with an attempt in flight; in order."""
+        where = "active" if active else "reserved IS NOT NULL" if reserved else "seq > base_seq"
         return [self._to_head(row) for row in self._select(f"{SELECT_HEAD} WHERE {where} ORDER BY key")]
 
     def waiting(self) -> Sequence[tuple[str, str]]:
@@ -99,9 +100,9 @@ class StoreReader:
             return self._select("SELECT due, key FROM timers WHERE due > ? ORDER BY due LIMIT 1", (after,))
         return self._select("SELECT due, key FROM timers WHERE due > ? AND due <= ? ORDER BY due", (after, until))
 
-    def spent(self, scope: str) -> Mapping[str, Spent]:
-        """The bill by `agent`, `day`, `key` or `model`."""
-        rows = self._select("SELECT name, usage, cost, unpriced FROM scopes WHERE scope = ? ORDER BY name", (scope,))
+    def spent(self, by: By) -> Mapping[str, Spent]:
+        """The bill, of forgotten agents too: name to sum, in order of names."""
+        rows = self._select("SELECT name, usage, cost, unpriced FROM scopes WHERE scope = ? ORDER BY name", (by,))
         return {name: to_spent(*spent) for name, *spent in rows}
 
     def close_readers(self) -> None:

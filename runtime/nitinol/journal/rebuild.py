@@ -6,9 +6,10 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+from nitinol.journal.bill import sum_of
 from nitinol.journal.migrate import bill_of, log_of, rebuild_head
 from nitinol.journal.read_only import ReadOnlyJournal
-from nitinol.journal.rows import Row, save_due, save_row, save_spent, sum_of
+from nitinol.journal.rows import Row, save_due, save_row, save_spent
 from nitinol.journal.schema import Disk, LocalDisk, storage_failed
 
 

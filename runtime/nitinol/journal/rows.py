@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from decimal import Decimal
-from functools import cache, lru_cache
+from functools import cache
 from sys import intern
 from typing import Any, get_args
 
 from pydantic import TypeAdapter
 
 from nitinol import events as ev
+from nitinol.budget import Amount
 from nitinol.journal.base import Head
+from nitinol.journal.bill import NOTHING, Spent, scopes_of, sum_of
 from nitinol.state import FOLD, Activity, BrokenLog
 from nitinol.usage import NO_USAGE, Usage
 
 KNOWN = 4_000
 """Rows that the writer remembers; those beyond are read again."""
 
-_HEAD = "key, agent, seq, state, run_id, open_runs, active, usage, cost, messages, started_at, last_event_at"
+_HEAD = "key, agent, seq, state, run_id, open_runs, active, usage, cost, messages, started_at, last_event_at, reserved"
 SELECT_HEAD = f"SELECT {_HEAD}, due FROM heads LEFT JOIN timers USING (key)"
 """Gives what `to_head` takes."""
 _KEPT = f"FROM snapshots WHERE key = heads.key AND fold = {FOLD}"
@@ -51,39 +51,7 @@ class Row:
         return self.base_seq if self.head is None else self.head.seq
 
 
-@dataclass(frozen=True, slots=True)
-class Spent:
-    """A sum of rows of the bill."""
-
-    usage: Usage = NO_USAGE
-    cost: Decimal = Decimal(0)
-    """US dollars, of the rows that have a price."""
-    unpriced: int = 0
-    """Rows whose cost is not known."""
-
-    def plus(self, row: ev.UsageUpdated) -> Spent:
-        """With one more row."""
-        cost = Decimal(0) if row.cost is None else row.cost
-        return Spent(self.usage + row.usage, self.cost + cost, self.unpriced + (row.cost is None))
-
-    def __add__(self, other: Spent) -> Spent:
-        return Spent(self.usage + other.usage, self.cost + other.cost, self.unpriced + other.unpriced)
-
-
 _STATES = frozenset(get_args(Activity))
-_NOTHING = Spent()
-_DAY = 86_400 * 10**9
-"""Nanoseconds."""
-
-
-def scopes_of(row: ev.UsageUpdated) -> tuple[tuple[str, str], ...]:
-    """Where a row of the bill counts: (scope, name)."""
-    return (
-        ("agent", row.agent),
-        ("day", _date(row.ts // _DAY)),
-        ("key", row.key),
-        ("model", f"{row.provider}:{row.model}"),
-    )
 
 
 class Rows:
@@ -142,7 +110,7 @@ class Rows:
         if known is None:
             select = "SELECT usage, cost, unpriced FROM scopes WHERE scope = ? AND name = ?"
             found = connection.execute(select, at).fetchone()
-            known = _NOTHING if found is None else to_spent(*found)
+            known = NOTHING if found is None else to_spent(*found)
         return known
 
     def clear(self) -> None:
@@ -158,11 +126,11 @@ def save_row(connection: sqlite3.Connection, key: str, row: Row) -> None:
         head = Head(key=key, agent="", seq=row.base_seq, state="idle", run_id=None, open_runs=0, active=False, due=None)
     cost = None if head.cost is None else str(head.cost)
     connection.execute(
-        f"INSERT OR REPLACE INTO heads (epoch, base_seq, {_HEAD}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        f"INSERT OR REPLACE INTO heads (epoch, base_seq, {_HEAD}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             row.epoch, row.base_seq, key, head.agent, head.seq, head.state, head.run_id, head.open_runs, head.active,
             _usage().dump_json(head.usage, exclude_defaults=True).decode(), cost, head.messages, head.started_at,
-            head.last_event_at,
+            head.last_event_at, None if head.reserved is None else f"{head.reserved.usd} {head.reserved.tokens}",
         ),
     )  # fmt: skip
 
@@ -180,7 +148,7 @@ def save_spent(connection: sqlite3.Connection, at: tuple[str, str], spent: Spent
     usage = _usage().dump_json(spent.usage, exclude_defaults=True).decode()
     connection.execute(
         "INSERT OR REPLACE INTO scopes (scope, name, usage, cost, unpriced) VALUES (?, ?, ?, ?, ?)",
-        (*at, usage, str(spent.cost), spent.unpriced),
+        (*at, usage, str(spent.priced), spent.unpriced),
     )
 
 
@@ -192,7 +160,7 @@ def to_row(epoch: int, base_seq: int, kept: int, kept_size: int, *head: Any) -> 
 
 def to_head(
     key: str, agent: str, seq: int, state: Any, run_id: str | None, open_runs: int, active: int, usage: str,
-    cost: str | None, messages: int, started_at: int, last_event_at: int, due: int | None,
+    cost: str | None, messages: int, started_at: int, last_event_at: int, reserved: str | None, due: int | None,
 ) -> Head:  # fmt: skip
     """What `SELECT_HEAD` gives as a `Head`.
 
@@ -201,7 +169,20 @@ def to_head(
     """
     try:
         return _to_head(
-            key, agent, seq, state, run_id, open_runs, active, usage, cost, messages, started_at, last_event_at, due
+            key,
+            agent,
+            seq,
+            state,
+            run_id,
+            open_runs,
+            active,
+            usage,
+            cost,
+            messages,
+            started_at,
+            last_event_at,
+            reserved,
+            due,
         )
     except (ArithmeticError, TypeError, ValueError) as error:
         raise BrokenLog(
@@ -211,7 +192,7 @@ def to_head(
 
 def _to_head(
     key: str, agent: str, seq: int, state: Any, run_id: str | None, open_runs: int, active: int, usage: str,
-    cost: str | None, messages: int, started_at: int, last_event_at: int, due: int | None,
+    cost: str | None, messages: int, started_at: int, last_event_at: int, reserved: str | None, due: int | None,
 ) -> Head:  # fmt: skip
     if state not in _STATES or not all(
         isinstance(number, int)  # pyright: ignore[reportUnnecessaryIsInstance] # a column may hold anything
@@ -222,31 +203,18 @@ def _to_head(
         key=key, agent=intern(agent), seq=seq, state=state, run_id=run_id, open_runs=open_runs, active=bool(active), due=due,
         usage=NO_USAGE if usage == "{}" else _usage().validate_json(usage),
         cost=None if cost is None else Decimal(cost), messages=messages, started_at=started_at, last_event_at=last_event_at,
+        reserved=None if reserved is None else _to_amount(reserved),
     )  # fmt: skip
+
+
+def _to_amount(text: str) -> Amount:
+    usd, tokens = text.split(" ")
+    return Amount(Decimal(usd), int(tokens))
 
 
 def to_spent(usage: str, cost: str, unpriced: int) -> Spent:
     """The columns of a row of `scopes`."""
     return Spent(_usage().validate_json(usage), Decimal(cost), unpriced)
-
-
-def sum_of(bill: Iterable[ev.UsageUpdated]) -> dict[tuple[str, str], Spent]:
-    """What rows of the bill come to in each scope they count in: (scope, name) to the sum."""
-    sums: dict[tuple[str, str], Spent] = {}
-    shared: dict[tuple[tuple[str, str], ...], Spent] = {}
-    for row in bill:
-        agent, day, key, model = scopes_of(row)
-        sums[key] = sums.get(key, _NOTHING).plus(row)
-        shared[agent, day, model] = shared.get((agent, day, model), _NOTHING).plus(row)
-    for scopes, spent in shared.items():
-        for at in scopes:
-            sums[at] = sums.get(at, _NOTHING) + spent
-    return sums
-
-
-@lru_cache(4)
-def _date(day: int) -> str:
-    return f"{datetime.fromtimestamp(day * _DAY / 1e9, UTC):%Y-%m-%d}"
 
 
 @cache

@@ -15,7 +15,7 @@ from nitinol.env import disown_in_child
 from nitinol.errors import NewerSchema, StorageFailed, StoreInUse
 from nitinol.journal.owner import own
 
-SCHEMA = 2
+SCHEMA = 3
 FORK = 5.0
 """Seconds that a fork waits for other threads to leave SQLite; a commit may have to wait for a disk."""
 
@@ -31,9 +31,10 @@ CREATE TABLE IF NOT EXISTS runs (run_id TEXT PRIMARY KEY, key TEXT NOT NULL, seq
 CREATE TABLE IF NOT EXISTS heads (
     key TEXT PRIMARY KEY, epoch INTEGER NOT NULL, base_seq INTEGER NOT NULL, seq INTEGER NOT NULL, agent TEXT NOT NULL,
     state TEXT NOT NULL, run_id TEXT, open_runs INTEGER NOT NULL, active INTEGER NOT NULL, usage TEXT NOT NULL, cost TEXT,
-    messages INTEGER NOT NULL, started_at INTEGER NOT NULL, last_event_at INTEGER NOT NULL
+    messages INTEGER NOT NULL, started_at INTEGER NOT NULL, last_event_at INTEGER NOT NULL, reserved TEXT
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS heads_active ON heads (key) WHERE active;
+CREATE INDEX IF NOT EXISTS heads_reserved ON heads (key) WHERE reserved IS NOT NULL;
 CREATE TABLE IF NOT EXISTS snapshots (key TEXT PRIMARY KEY, seq INTEGER NOT NULL, fold INTEGER NOT NULL, body BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS timers (key TEXT PRIMARY KEY, due INTEGER NOT NULL) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS timers_due ON timers (due);
