@@ -318,8 +318,8 @@ class _Conversation:
 
     def _is_new(self, id: Any) -> bool:
         """Whether an item may go back under its id: the API refuses one twice. None is no id."""
-        if id is None:
-            return True
+        if not isinstance(id, str):
+            return id is None
         new = id not in self._ids
         self._ids.add(id)
         return new
