@@ -48,7 +48,7 @@ class Authority:
     def server(self, name: str) -> ssl.SSLContext:
         """What a server of this name needs."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._authority.issue_cert(name).configure_cert(context)
+        self._authority.issue_cert(name).configure_cert(context)  # pyright: ignore[reportUnknownMemberType] # it takes a pyOpenSSL context too
         return context
 
 

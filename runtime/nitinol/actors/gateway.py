@@ -20,7 +20,14 @@ from nitinol.actors.port import Port, Stopper
 from nitinol.agent import Agent, model_name
 from nitinol.budget import Account, bound
 from nitinol.env import Env, Loop
-from nitinol.errors import ConfigurationError, ConnectionFailed, InvalidRequest, MalformedResponse, ProviderError
+from nitinol.errors import (
+    ConfigurationError,
+    ConnectionFailed,
+    InvalidRequest,
+    MalformedResponse,
+    NotRecorded,
+    ProviderError,
+)
 from nitinol.hooks import Halt
 from nitinol.http import HttpPool
 from nitinol.inputs import (
@@ -36,6 +43,7 @@ from nitinol.machine import (
 from nitinol.messages import StopReason, fault
 from nitinol.prices import PriceList
 from nitinol.provider import Delta, ModelInfo, ModelRequest, ModelResponse, Provider, UsageSoFar
+from nitinol.recording import is_playing
 from nitinol.state import AgentState
 from nitinol.tool_spec import Tool
 from nitinol.usage import NO_USAGE, Usage
@@ -159,7 +167,7 @@ class _Attempt:
         self.port.tell(Cancel(run_id=self.effect.run_id, by="hook", status="failed", reason=str(error)))
 
     async def _delay(self) -> None:
-        if providers.overridden() is not None:  # tests never wait for a retry
+        if _is_rehearsed():
             return
         delay = (self.effect.not_before - self.gateway.env.now()) / 1e9
         if delay > 0:
@@ -174,7 +182,7 @@ class _Attempt:
         self.provider = providers.overridden() or providers.resolve(model)
         self.info = await self._ask_info(self.provider)
         self.prices = agent.prices or self.info.prices
-        if providers.overridden() is None:
+        if not _is_rehearsed():
             self.leave = await self.gateway.gates.enter(model, self.provider, self.port.key)
         messages, self.added, self.removed = self.port.view_of(state.transcript)
         instructions = agent.instructions
@@ -358,7 +366,7 @@ class _Attempt:
         usage: Usage | None = None
         if self.sent:
             # Who got no connection, or an HTTP error, owes nothing; anything later is owed, at least the input.
-            unsent = isinstance(error, (ConnectionFailed, ConfigurationError, InvalidRequest))
+            unsent = isinstance(error, (ConnectionFailed, ConfigurationError, InvalidRequest, NotRecorded))
             unheard = unsent and known.status_code is None
             refused = not self.characters and self.usage is None and (unheard or (known.status_code or 0) >= 400)
             usage = NO_USAGE if refused else self._so_far()
@@ -423,6 +431,11 @@ class _Attempt:
             day = datetime.fromtimestamp(self.gateway.env.now() // 10**9, UTC)
             return f"reported by {cast('Provider', self.provider).name} ({day:%Y-%m-%d})"
         return self.prices.source if self.prices is not None else None
+
+
+def _is_rehearsed() -> bool:
+    """Whether no provider is really asked: tests never wait for a retry."""
+    return providers.overridden() is not None or is_playing()
 
 
 def _check(response: ModelResponse, provider: Provider) -> None:
