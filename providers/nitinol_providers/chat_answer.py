@@ -174,7 +174,7 @@ class ChatAnswer:
     def _say(self, kind: Any, text: str, made: list[StreamPart]) -> None:
         if not self._words or self._words[-1].kind != kind:
             self._words.append(_Words(kind))
-        self._words[-1].pieces.append(as_text(text))
+        self._words[-1].pieces.append(text)
         made.append(Delta(kind, text, len(self._words) - 1))
 
     def _read_list(self, content: Any, made: list[StreamPart]) -> None:

@@ -248,10 +248,16 @@ def read_usage(raw: Mapping[str, Any], output: Iterable[Mapping[str, Any]] = ())
         cache_write_tokens=count(came.get("cache_write_tokens")),
         output_tokens=max(count(raw.get("output_tokens")), total - sent),
         reasoning_tokens=count(went.get("reasoning_tokens")),
-        server_tool_calls=max(
-            sum(item.get("type") in _BILLED for item in output), count(raw.get("num_server_side_tools_used"))
-        ),
+        server_tool_calls=max(sum(map(_is_billed, output)), count(raw.get("num_server_side_tools_used"))),
         reported_cost=reported_cost(raw),
+    )
+
+
+def _is_billed(item: Mapping[str, Any]) -> bool:
+    """Whether an item is a call with a fee. Of a search, opening and reading what it found has none."""
+    action: Mapping[str, Any] = item.get("action") or {}
+    return item.get("type") in _BILLED and (
+        item["type"] != "web_search_call" or action.get("type", "search") == "search"
     )
 
 

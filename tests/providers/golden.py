@@ -18,7 +18,7 @@ from typing import Any
 from genai_prices import extract_usage
 
 from nitinol.usage import Usage
-from nitinol_providers import catalog
+from nitinol_providers import catalog, responses_answer
 from nitinol_providers.catalog import CatalogPrices
 from nitinol_providers.chat_answer import read_usage
 
@@ -87,19 +87,6 @@ def _messages(raw: Mapping[str, Any], output: tuple[str, ...]) -> Usage:
     )
 
 
-def _responses(raw: Mapping[str, Any], output: tuple[str, ...]) -> Usage:
-    ticks = raw.get("cost_in_usd_ticks")
-    return Usage(
-        input_tokens=raw["input_tokens"],
-        cache_read_tokens=_within(raw, "input_tokens_details", "cached_tokens"),
-        cache_write_tokens=_within(raw, "input_tokens_details", "cache_write_tokens"),
-        output_tokens=raw["output_tokens"],
-        reasoning_tokens=_within(raw, "output_tokens_details", "reasoning_tokens"),
-        server_tool_calls=len(output),
-        reported_cost=None if ticks is None else Decimal(ticks) / 10**10,
-    )
-
-
 def _gemini(raw: Mapping[str, Any], output: tuple[str, ...]) -> Usage:
     thought = raw.get("thoughtsTokenCount", 0)
     return Usage(
@@ -118,7 +105,7 @@ def _within(raw: Mapping[str, Any], whole: str, part: str) -> int:
 
 READERS: Mapping[str, Callable[[Mapping[str, Any], tuple[str, ...]], Usage]] = {
     "messages": _messages,
-    "responses": _responses,
+    "responses": lambda raw, output: responses_answer.read_usage(raw, [{"type": kind} for kind in output]),
     "chat": lambda raw, output: read_usage(raw),
     "gemini": _gemini,
 }

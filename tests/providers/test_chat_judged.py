@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -134,7 +134,7 @@ def agrees(ours: ModelResponse, chunks: Sequence[Json], *, strict: bool) -> None
     theirs = putting.current_completion_snapshot
     (choice,) = theirs.choices
     assert ours.message.text == (choice.message.content or "") + (choice.message.refusal or "")
-    calls = choice.message.tool_calls or []
+    calls: Any = choice.message.tool_calls or []
     assert len(ours.message.tool_calls) == len(calls)
     for found, judged in zip(ours.message.tool_calls, calls, strict=True):
         assert (found.call_id, found.name) == (judged.id, judged.function.name)
@@ -191,12 +191,13 @@ CHANGED = st.recursive(
 )
 
 
-def mutated(draw: st.DrawFn, value: Any) -> Iterator[tuple[Any, ...]]:
+def places(value: Any) -> Iterator[tuple[Any, ...]]:
     """Every place in a value: how to get there."""
     yield ()
-    inside: Any = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, item in cast("Iterator[tuple[Any, Any]]", inside):
-        yield from ((key, *rest) for rest in mutated(draw, item))
+    inside: Any = value
+    pairs: Any = inside.items() if isinstance(value, dict) else enumerate(inside) if isinstance(value, list) else ()
+    for key, item in pairs:
+        yield from ((key, *rest) for rest in places(item))
 
 
 @st.composite
@@ -212,7 +213,7 @@ def mutated_streams(draw: st.DrawFn) -> bytes:
     made[1:1] = draw(st.lists(st.sampled_from(extra), max_size=2))
     made = json.loads(json.dumps(made))
     for _ in range(draw(st.integers(1, 3))):
-        path = draw(st.sampled_from(list(mutated(draw, made))))
+        path = draw(st.sampled_from(list(places(made))))
         if not path:
             continue
         parent = made

@@ -93,7 +93,7 @@ def tools(*answers: ToolAnswer) -> Message:
 
 def said(text: str, number: int = 1, **fields: Any) -> Json:
     """Words of the model that no item of its own holds."""
-    content = [{"type": "output_text", "text": text, "annotations": []}]
+    content: list[Json] = [{"type": "output_text", "text": text, "annotations": []}]
     made: Json = {"type": "message", "id": f"msg_nitinol_{number}", "status": "completed", "role": "assistant"}
     return {**made, "content": content, **fields}
 
@@ -316,7 +316,8 @@ class TestAnswers:
 
     def test_calls_of_the_vendors_tools_are_counted(self) -> None:
         """Each has its fee."""
-        usage = respond(search("a"), search("b", id="ws_2"), code("1", "1"), message("x")).usage
+        opened = {**search("a", id="ws_3"), "action": {"type": "open_page", "url": "https://x.test"}}  # which is free
+        usage = respond(search("a"), search("b", id="ws_2"), opened, code("1", "1"), message("x")).usage
         assert usage is not None
         assert usage.server_tool_calls == 3
 
