@@ -190,7 +190,7 @@ def test_a_stream_cut_after_any_byte_is_tried_again(protocol: Protocol, is_recor
             prices=PRICES,
             retry=Retry(attempts=2, base=0.0),
         )
-        cuts = places(cutter.whole, 100)
+        cuts = places(cutter.whole, 50)
         for start in range(0, len(cuts), AT_ONCE):
             some = cuts[start : start + AT_ONCE]
             refs = [rt.start(agent, key=f"cut/{at}") for at in some]
