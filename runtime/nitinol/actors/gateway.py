@@ -18,7 +18,17 @@ from nitinol.actors.hook_runner import HookFailed, HookRunner, hook_context
 from nitinol.actors.ledger import Ledger
 from nitinol.actors.port import Port, Stopper
 from nitinol.agent import Agent, model_name
-from nitinol.budget import Account, bound
+from nitinol.budget import FLOOR, Account, bound
+from nitinol.compaction import (
+    DEFAULT_WINDOW,
+    INSTRUCTIONS,
+    Compaction,
+    Plan,
+    estimate_tokens,
+    going,
+    handoff_tokens,
+    summary_prompt,
+)
 from nitinol.env import Env, Loop
 from nitinol.errors import (
     ConfigurationError,
@@ -27,6 +37,7 @@ from nitinol.errors import (
     MalformedResponse,
     NotRecorded,
     ProviderError,
+    ProviderTimeout,
 )
 from nitinol.hooks import Halt
 from nitinol.http import HttpPool
@@ -35,16 +46,19 @@ from nitinol.inputs import (
     AttemptReady,
     Cancel,
     Failed,
+    TooLong,
 )
 from nitinol.logs import describe, get_logger
 from nitinol.machine import (
     CallModel,
+    plan_for,
+    summary_due,
 )
-from nitinol.messages import StopReason, fault
+from nitinol.messages import Compacted, Message, StopReason, Text, fault
 from nitinol.prices import PriceList
 from nitinol.provider import Delta, ModelInfo, ModelRequest, ModelResponse, Provider, UsageSoFar
 from nitinol.recording import is_playing
-from nitinol.state import AgentState
+from nitinol.state import AgentState, later
 from nitinol.tool_spec import Tool
 from nitinol.usage import NO_USAGE, Usage
 
@@ -117,7 +131,11 @@ class _Attempt:
         self.texts: list[str] = []
         self.characters = 0
         self.usage: Usage | None = None
-        self.input_tokens = 0
+        self.input_tokens = self.estimated_tokens = 0
+        self.name, self.window = "", DEFAULT_WINDOW
+        self.messages: tuple[Message, ...] = ()
+        self.compacting: Compacted | None = None
+        """It asks for a summary, which nobody is shown."""
 
     async def run(self) -> None:
         """Wait for the turn to retry, build the request, have `model.started` committed, stream, report."""
@@ -134,7 +152,7 @@ class _Attempt:
             self.sent = True
             started = gateway.env.monotonic()
             request = request.replace(max_output_tokens=self._limit(request, began), attempt=effect.attempt)
-            response = await self._stream(request, began, started)
+            response = await self._ask(request, began, started)
             await self._finish(response, gateway.env.monotonic() - started)
         except asyncio.CancelledError:
             if self.sent or self._is_open():  # else nothing is owed, and whoever cancelled knows
@@ -176,17 +194,19 @@ class _Attempt:
             await asyncio.sleep(delay)
 
     async def _build(self) -> ModelRequest | None:
-        """The request, after the `before_model` hooks; `None` if one of them halted the run."""
+        """The request, after the hooks; `None` if one of them halted the run, or it would be too long."""
         agent, state, effect = self.agent, self.state, self.effect
         model = agent.models[effect.model_index]
         if effect.model_index == 0 and state.model is not None and state.model != model_name(model):
             model = state.model
         self.provider = providers.overridden() or providers.resolve(model)
+        self.name = model_name(self.provider)
         self.info = await self._ask_info(self.provider)
         self.prices = agent.prices or self.info.prices
         if not _is_rehearsed():
             self.leave = await self.gateway.gates.enter(model, self.provider, self.port.key)
-        messages, self.added, self.removed = self.port.view_of(state.transcript)
+        self.window = agent.context_window or self.info.context_window or DEFAULT_WINDOW
+        self.messages, self.added, self.removed = self.port.view_of(state)
         instructions = agent.instructions
         if callable(instructions):
             context = hook_context(agent, state)
@@ -194,7 +214,7 @@ class _Attempt:
         run = state.run
         due = run.due() if run is not None else None
         request = ModelRequest(
-            messages=messages,
+            messages=self.messages,
             instructions=instructions,
             tools=cast("tuple[Tool, ...]", agent.tools),
             output_schema=agent.output_schema,
@@ -210,13 +230,102 @@ class _Attempt:
             turn=effect.turn,
             attempt=effect.attempt,
         )
-        if agent.has_hook("before_model"):
-            answer = await self.gateway.hooks.run("before_model", agent, state, request)
-            if isinstance(answer, Halt):
-                self.port.tell(Cancel(run_id=effect.run_id, by="hook", status="halted", reason=answer.reason))
+        self._measure(request)
+        plan = plan_for(state, self.name, self.estimated_tokens, self.window)
+        if plan is None:
+            hooked = await self._before_model(request)
+            if hooked is None:
                 return None
-            request = cast("ModelRequest", answer)
-        return request
+            request = self._fitted(hooked)
+            plan = plan_for(state, self.name, self.estimated_tokens, self.window)
+        return request if plan is None else await self._shorten(request, plan)
+
+    async def _before_model(self, request: ModelRequest) -> ModelRequest | None:
+        """The request, as the `before_model` hooks leave it; `None` if one of them halted the run."""
+        if not self.agent.has_hook("before_model"):
+            return request
+        answer = await self.gateway.hooks.run("before_model", self.agent, self.state, request)
+        if isinstance(answer, Halt):
+            self._halt(answer)
+            return None
+        return cast("ModelRequest", answer)
+
+    def _halt(self, halt: Halt) -> None:
+        self.port.tell(Cancel(run_id=self.effect.run_id, by="hook", status="halted", reason=halt.reason))
+
+    def _measure(self, request: ModelRequest) -> None:
+        """How many tokens it has: by our estimate, and calibrated."""
+        known = request.messages is self.messages
+        said = self.state.estimated_tokens if known else sum(map(estimate_tokens, request.messages))
+        words = len(request.instructions or "") + sum(tool.size for tool in request.tools)
+        self.estimated_tokens = said + (words + len(str(request.output_schema or ""))) // 4
+        self.input_tokens = self.state.gauge.tokens(self.estimated_tokens)
+
+    def _fitted(self, request: ModelRequest) -> ModelRequest:
+        """Measured, and with no longer an answer than the window has room for: some servers refuse such a request."""
+        self._measure(request)
+        wanted, known = request.max_output_tokens, self.agent.context_window or self.info.context_window
+        left = None if known is None else max(known - bound(self.input_tokens), FLOOR)
+        return request if wanted is None or left is None or wanted <= left else request.replace(max_output_tokens=left)
+
+    async def _shorten(self, request: ModelRequest, plan: Plan) -> ModelRequest | None:
+        """Instead of a request that is too long, one for a summary, where that is what helps."""
+        effect, agent, state, provider = self.effect, self.agent, self.state, cast("Provider", self.provider)
+        again = state.run is not None and state.run.compacting is not None
+        if plan.tier != "give up" and not again and await self._on_compaction(plan):
+            return None
+        if plan.tier != "summarise":
+            self.port.tell(
+                TooLong(
+                    run_id=effect.run_id,
+                    turn=effect.turn,
+                    attempt=effect.attempt,
+                    provider=provider.name,
+                    model=provider.model,
+                    estimated_tokens=self.estimated_tokens,
+                    context_window=self.window,
+                )
+            )
+            return None
+        self.compacting = plan.compacted
+        self.added = self.removed = 0
+        policy, now = agent.compaction or Compaction(), self.gateway.env.now()
+        due = summary_due(state) or later(now, policy.deadline)
+        room = state.gauge.asks(self.name).room(policy, self.window, 0)
+        words = handoff_tokens(room)
+        prompt = summary_prompt(state.transcript, state.compacted, plan.compacted, room - 2 * words)
+        limits = [4 * words, *([self.info.max_output_tokens] if self.info.max_output_tokens else [])]
+        left = max((due - now) / 1e9, 0.001)
+        asked = request.replace(
+            messages=(Message(role="user", parts=(Text(prompt),)),),
+            instructions=INSTRUCTIONS,
+            tools=(),
+            output_schema=None,
+            max_output_tokens=min(limits),
+            thinking=None,
+            cache=False,
+            timeout=left if request.timeout is None else min(left, request.timeout),
+            purpose="compact",
+        )
+        hooked = await self._before_model(asked)
+        return None if hooked is None else self._fitted(hooked)
+
+    async def _on_compaction(self, plan: Plan) -> bool:
+        """Let the hooks see what goes; whether one of them halted the run."""
+        agent, state = self.agent, self.state
+        if not agent.has_hook("on_compaction"):
+            return False
+        gone = going(state.transcript, state.compacted, plan.compacted)
+        messages = tuple(state.transcript[at] for at in gone)
+        try:
+            answer = await self.gateway.hooks.run("on_compaction", agent, state, messages)
+        except HookFailed as error:
+            self.gateway.log.warning("on_compaction failed", key=self.port.key, error=str(error))
+            return False
+        if isinstance(answer, Halt):
+            self._halt(answer)
+            return True
+        return False
 
     async def _ask_info(self, provider: Provider) -> ModelInfo:
         # A provider's first answer may import a catalogue of prices, which takes longer than actors should wait.
@@ -236,8 +345,6 @@ class _Attempt:
     async def _announce(self, request: ModelRequest) -> ev.ModelStarted | None:
         """Commit `model.started`; `None` if the run has moved on, or its budget says no."""
         effect, provider = self.effect, cast("Provider", self.provider)
-        words = len(request.instructions or "") + sum(tool.size for tool in request.tools)
-        self.input_tokens = self.state.estimated_tokens + words // 4
         at_most, limit = bound(self.input_tokens), request.max_output_tokens or self.info.max_output_tokens
         prices = self.prices
         if prices is None or prices.at_most(at_most, limit or 0) is None:
@@ -257,6 +364,9 @@ class _Attempt:
                 priced=prices is not None,
                 added=self.added,
                 removed=self.removed,
+                estimated_tokens=self.estimated_tokens,
+                context_window=self.window,
+                compacting=self.compacting,
             )
             events = await self.port.ask(ready)
             began = next((event for event in events if isinstance(event, ev.ModelStarted)), None)
@@ -285,6 +395,15 @@ class _Attempt:
         own = request.max_output_tokens is None and began.capped is None and self.info.max_output_tokens is not None
         return None if own else began.max_output_tokens
 
+    async def _ask(self, request: ModelRequest, began: ev.ModelStarted, started: float) -> ModelResponse:
+        if self.compacting is None:
+            return await self._stream(request, began, started)
+        try:
+            async with asyncio.timeout(request.timeout):
+                return await self._stream(request, began, started)
+        except TimeoutError:
+            raise ProviderTimeout("the summary took longer than its deadline") from None
+
     async def _stream(self, request: ModelRequest, began: ev.ModelStarted, started: float) -> ModelResponse:
         gateway, port = self.gateway, self.port
         bus, attempt = gateway.bus, gateway.bus.open_attempt(began)
@@ -295,7 +414,9 @@ class _Attempt:
         pieces = 0
         try:
             async for part in stream:
-                if isinstance(part, Delta):
+                if isinstance(part, Delta) and self.compacting is not None:
+                    self.characters += len(part.text)
+                elif isinstance(part, Delta):
                     if not self.characters:
                         self._was_taken()
                         seconds = gateway.env.monotonic() - started
@@ -332,10 +453,10 @@ class _Attempt:
         effect, provider = self.effect, cast("Provider", self.provider)
         self.usage = response.usage or self.usage
         self._was_taken()
-        if self.agent.has_hook("after_model"):
+        if self.compacting is None and self.agent.has_hook("after_model"):
             answer = await self.gateway.hooks.run("after_model", self.agent, self.port.committed, response)
             if isinstance(answer, Halt):
-                self.port.tell(Cancel(run_id=effect.run_id, by="hook", status="halted", reason=answer.reason))
+                self._halt(answer)
             else:
                 response = cast("ModelResponse", answer)
                 _check(response, provider)
@@ -390,21 +511,21 @@ class _Attempt:
                 price_source=self._source(usage),
                 estimated=usage is not NO_USAGE,
                 text="".join(self.texts),
-                characters=self.characters,
+                characters=self.characters if self.compacting is None else 0,
             )
         )
 
     async def _on_error(self, error: Exception) -> None:
         if not self.agent.has_hook("on_error"):
             return
-        effect, state = self.effect, self.port.committed
+        state = self.port.committed
         try:
             answer = await self.gateway.hooks.run("on_error", self.agent, state, describe(error))
         except HookFailed as failure:
             self._hook_failed(failure)
             return
         if isinstance(answer, Halt):
-            self.port.tell(Cancel(run_id=effect.run_id, by="hook", status="halted", reason=answer.reason))
+            self._halt(answer)
 
     def _estimate(self, answer: int = 0) -> Usage:
         """From characters: of the request, and of what was shown or answered."""
