@@ -24,7 +24,9 @@ BENCHES = (
     "journal",
     "long_life",
     "sleeping",
+    "prices",
     "sse",
+    "gate",
     "import_time",
 )
 

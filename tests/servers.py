@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import threading
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ class Server:
     Args:
         scripts: One for each request.
         keep: Whether `requests` is kept; a server of many thousands would fill its memory.
+        tls: Speak TLS, with this context's certificate.
 
     Attributes:
         url: Its address, without a slash at the end.
@@ -121,14 +123,15 @@ class Server:
         connections: How many were opened.
     """
 
-    def __init__(self, *scripts: Script, keep: bool = True) -> None:
+    def __init__(self, *scripts: Script, keep: bool = True, tls: ssl.SSLContext | None = None) -> None:
         self._scripts = list(scripts)
         self._keep = keep
+        self._tls = tls
         self.requests: list[Request] = []
         self.connections = 0
         self.url = ""
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> Self:
         ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._main(ready)), name="test-server", daemon=True)
         self._thread.start()
@@ -143,11 +146,13 @@ class Server:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         self._tasks: set[asyncio.Task[None] | None] = set()
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0, backlog=4096)
-        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0, backlog=4096, ssl=self._tls)
+        self.url = f"http{'s' * bool(self._tls)}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         ready.set()
         await self._stop.wait()
         server.close()
+        for _ in range(5):  # whose connection has just been accepted gets a task to cancel
+            await asyncio.sleep(0)
         tasks = [task for task in self._tasks if task is not None]
         for task in tasks:
             task.cancel()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from typing import Any, cast
@@ -39,6 +39,8 @@ _FAILED: Mapping[str, type[ProviderError]] = {
     "insufficient_system_resource": errors.Overloaded,  # DeepSeek
 }
 _CODES: Mapping[str, type[ProviderError]] = {
+    "server_error": errors.ServerError,
+    "vector_store_timeout": errors.ServerError,
     "rate_limit_exceeded": errors.RateLimited,
     "rate_limit_error": errors.RateLimited,
     "insufficient_quota": errors.RateLimited,
@@ -50,6 +52,13 @@ _CODES: Mapping[str, type[ProviderError]] = {
     "permission_error": errors.AuthenticationFailed,
     "invalid_request_error": errors.InvalidRequest,
     "not_found_error": errors.InvalidRequest,
+    "invalid_prompt": errors.ContentRefused,  # OpenAI: flagged by its policy
+    "bio_policy": errors.ContentRefused,
+    "misalignment_policy_violation": errors.ContentRefused,
+    "data_residency_mismatch": errors.InvalidRequest,
+    "unsupported_image_media_type": errors.InvalidRequest,
+    "empty_image_file": errors.InvalidRequest,
+    "failed_to_download_image": errors.InvalidRequest,
 }
 _LONE = re.compile(
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
@@ -97,7 +106,7 @@ class ChatAnswer:
         if not data:
             return []
         try:
-            chunk = _parse(data)
+            chunk = parse_event(data)
             if chunk.get("error"):
                 raise chunk_error(chunk["error"])
             made: list[StreamPart] = []
@@ -105,8 +114,8 @@ class ChatAnswer:
                 if not choice.get("index"):  # we never ask for a second choice; a server may give one
                     self._read_choice(choice, made)
             if self._id is None:
-                self._id = chunk.get("id") or None
-                self._raw_model = chunk.get("model") or None
+                self._id = str(chunk.get("id") or "") or None
+                self._raw_model = str(chunk.get("model") or "") or None
             raw = chunk.get("usage") or _object(chunk.get("x_groq")).get("usage")
             if raw and (usage := read_usage(raw)) != self._usage:
                 self._usage = usage
@@ -132,7 +141,8 @@ class ChatAnswer:
             text = "".join(words.pieces)
             parts.append(Text(text) if words.kind == "text" else Thinking(text=text))
         self._sign(parts)
-        parts.extend(self._tool_calls())
+        found = ((call.id, call.name, "".join(call.pieces), None) for call in self._calls)
+        parts.extend(make_calls(self._request, found))
         return ModelResponse(
             message=Message(role="assistant", parts=tuple(parts), provider=self._provider, model=self._model),
             usage=self._usage,
@@ -144,21 +154,21 @@ class ChatAnswer:
     def _read_choice(self, choice: Any, made: list[StreamPart]) -> None:
         delta = choice.get("delta") or choice.get("message")
         if delta:
-            if thought := delta.get("reasoning_content") or delta.get("reasoning"):
+            if thought := as_text(delta.get("reasoning_content") or delta.get("reasoning")):
                 self._say("thinking", thought, made)
             if content := delta.get("content"):
                 if isinstance(content, str):
                     self._say("text", content, made)
                 else:
                     self._read_list(content, made)
-            if refusal := delta.get("refusal"):
+            if refusal := as_text(delta.get("refusal")):
                 self._refused = True
                 self._say("text", refusal, made)
             if details := delta.get("reasoning_details"):
                 self._read_details(details)
             for call in delta.get("tool_calls") or ():
                 self._read_call(call, made)
-        if finish := choice.get("finish_reason"):
+        if finish := as_text(choice.get("finish_reason")):
             self._finish = finish
 
     def _say(self, kind: Any, text: str, made: list[StreamPart]) -> None:
@@ -175,8 +185,8 @@ class ChatAnswer:
                 text = thought if isinstance(thought, str) else "".join(piece.get("text") or "" for piece in thought)
                 if text:
                     self._say("thinking", text, made)
-            elif item.get("text"):
-                self._say("text", item["text"], made)
+            elif text := as_text(item.get("text")):
+                self._say("text", text, made)
 
     def _read_details(self, details: Any) -> None:
         """OpenRouter's record of the thinking, which must go back as it came: its pieces, put together by index."""
@@ -190,7 +200,9 @@ class ChatAnswer:
 
     def _read_call(self, delta: Any, made: list[StreamPart]) -> None:
         function = _object(delta.get("function"))
-        number = self._number(delta.get("index"), delta.get("id") or None, function.get("name") or "")
+        id = delta.get("id")
+        id = str(id) if isinstance(id, int) else as_text(id)  # some servers only count
+        number = self._number(delta.get("index"), id or None, as_text(function.get("name")))
         arguments = function.get("arguments")
         if arguments:
             text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
@@ -232,31 +244,6 @@ class ChatAnswer:
                 return
         parts.insert(0, Thinking(text="", signature=signature, redacted=True))
 
-    def _tool_calls(self) -> list[ToolCall]:
-        """The calls, each with an id that no other call of the conversation has."""
-        if not self._calls:
-            return []
-        request = self._request
-        taken = {call.call_id for message in request.messages for call in message.tool_calls}
-        made: list[ToolCall] = []
-        for number, call in enumerate(self._calls):
-            if not call.name:
-                raise MalformedResponse("a tool call has no name")
-            id, again = call.id, 0
-            while not id or id in taken:
-                # No chance in it: the same answer must give the same ids.
-                id = "_".join(filter(None, ("call", request.run_id, str(request.turn), str(number), "x" * again)))
-                again += 1
-            taken.add(id)
-            raw = "".join(call.pieces)
-            arguments = _arguments(raw)
-            made.append(
-                ToolCall(call_id=id, name=call.name, malformed=raw)
-                if arguments is None
-                else ToolCall(call_id=id, name=call.name, arguments=arguments)
-            )
-        return made
-
     def _stop_reason(self) -> StopReason:
         if self._refused:
             return "refusal"
@@ -268,12 +255,39 @@ class ChatAnswer:
         return reason
 
 
+def make_calls(request: ModelRequest, found: Iterable[tuple[str | None, str, str, str | None]]) -> list[ToolCall]:
+    """Calls of id, name, arguments as they were written, and signature; each gets an id that no other of the conversation has.
+
+    Raises:
+        MalformedResponse: One has no name.
+    """
+    taken = {call.call_id for message in request.messages for call in message.tool_calls}
+    made: list[ToolCall] = []
+    for number, (id, name, raw, signature) in enumerate(found):
+        if not name:
+            raise MalformedResponse("a tool call has no name")
+        again = 0
+        while not id or id in taken:
+            # No chance in it: the same answer must give the same ids.
+            id = "_".join(filter(None, ("call", request.run_id, str(request.turn), str(number), "x" * again)))
+            again += 1
+        taken.add(id)
+        arguments = read_arguments(raw)
+        malformed = raw if arguments is None else None
+        made.append(
+            ToolCall(call_id=id, name=name, arguments=arguments or {}, malformed=malformed, signature=signature)
+        )
+    return made
+
+
 def chunk_error(error: Any) -> ProviderError:
     """An error that came inside an answer of status 200, by its code."""
     fields = _object(cast("Any", error)) if isinstance(error, dict) else _object(None)
     code, kind = str(fields.get("code")), str(fields.get("type"))
     status = next((int(text) for text in (code, str(fields.get("status"))) if text.isdecimal()), 0)
     known = _CODES.get(code) or _CODES.get(kind)
+    if known is None and code.startswith(("image_", "invalid_")):  # OpenAI: a dozen ways to send no picture
+        known = errors.InvalidRequest
     by_status = error_type(status) if 400 <= status < 600 else None
     cls = classify(status, str(cast("object", error))) or by_status or known or errors.ServerError
     return cls(error_message(cast("object", error)), status_code=status or None)
@@ -283,22 +297,22 @@ def read_usage(raw: Mapping[str, Any]) -> Usage:
     """A `usage` object of any vendor."""
     read, wrote = _detail(raw, "prompt_tokens_details", "cached_tokens", "cache_write_tokens")
     (reasoning,) = _detail(raw, "completion_tokens_details", "reasoning_tokens")
-    prompt, total = _count(raw.get("prompt_tokens")), _count(raw.get("total_tokens"))
+    prompt, total = count(raw.get("prompt_tokens")), count(raw.get("total_tokens"))
     return Usage(
         input_tokens=prompt,
-        cache_read_tokens=read or _count(raw.get("prompt_cache_hit_tokens")),  # DeepSeek
+        cache_read_tokens=read or count(raw.get("prompt_cache_hit_tokens")),  # DeepSeek
         cache_write_tokens=wrote,
         # xAI and Gemini leave reasoning out of the completion, but not out of the total, nor of the bill.
-        output_tokens=max(_count(raw.get("completion_tokens")), total - prompt),
+        output_tokens=max(count(raw.get("completion_tokens")), total - prompt),
         reasoning_tokens=reasoning,
-        server_tool_calls=_count(_object(raw.get("server_tool_use")).get("web_search_requests")),
-        reported_cost=_cost(raw),
+        server_tool_calls=count(_object(raw.get("server_tool_use")).get("web_search_requests")),
+        reported_cost=reported_cost(raw),
     )
 
 
 def _detail(raw: Mapping[str, Any], name: str, *keys: str) -> tuple[int, ...]:
     details = _object(raw.get(name))
-    return tuple(_count(details.get(key)) for key in keys)
+    return tuple(count(details.get(key)) for key in keys)
 
 
 def _object(value: Any) -> Mapping[str, Any]:
@@ -306,12 +320,22 @@ def _object(value: Any) -> Mapping[str, Any]:
     return value or {}
 
 
-def _count(value: Any) -> int:
-    return max(int(value), 0) if isinstance(value, (int, float)) else 0
+def as_text(value: Any) -> str:
+    """A text that may be null. Anything else is a mistake that no later place would notice in time."""
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"{value!r:.80} is no text")
+    return value or ""
 
 
-def _cost(raw: Mapping[str, Any]) -> Decimal | None:
-    """OpenRouter's bill. With the user's own key, the vendor's bill comes on top; where that is not told, it is unknown."""
+def count(value: Any) -> int:
+    """A number of tokens; 0 where it is none, or none that a store would take."""
+    return int(value) if isinstance(value, (int, float)) and 0 <= value < 2**63 else 0
+
+
+def reported_cost(raw: Mapping[str, Any]) -> Decimal | None:
+    """OpenRouter's bill, or xAI's. With the user's own key, the vendor's bill comes on top of OpenRouter's; where that is not told, it is unknown."""
+    if (ticks := raw.get("cost_in_usd_ticks")) is not None:
+        return Decimal(count(ticks)) / 10**10
     costs = [raw.get("cost")]
     if raw.get("is_byok"):
         costs.append(_object(raw.get("cost_details")).get("upstream_inference_cost"))
@@ -323,17 +347,18 @@ def _cost(raw: Mapping[str, Any]) -> Decimal | None:
     return total if total.is_finite() and total >= 0 else None
 
 
-def _parse(data: bytes) -> Any:
+def parse_event(data: bytes) -> Any:
+    """The JSON of one event; `ValueError` if it is none."""
     try:
-        return from_json(data)
+        return from_json(data, allow_inf_nan=False)
     except ValueError:
         if not _LONE.search(data):
             raise
         # A server that cuts an emoji in two sends half of it as an escape, which is no text; the rest of the chunk is.
-        return from_json(_LONE.sub(rb"\\ufffd", data))
+        return from_json(_LONE.sub(rb"\\ufffd", data), allow_inf_nan=False)
 
 
-def _arguments(raw: str) -> dict[str, Any] | None:
+def read_arguments(raw: str) -> dict[str, Any] | None:
     """A call's arguments; None where they are no JSON object. Nothing at all means no arguments."""
     if not raw.strip():
         return {}

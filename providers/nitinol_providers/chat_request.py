@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -17,11 +18,12 @@ _SOUND = {"audio/wav": "wav", "audio/x-wav": "wav", "audio/wave": "wav", "audio/
 _TOKENS = {"low": 2048, "medium": 8192, "high": 24576}
 _LONGEST_ID = 40
 """OpenAI's limit; another server's ids, and ours, may be longer."""
+_NO_NAME = re.compile(r"[^a-zA-Z0-9_-]")
 _LETTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 
 def body(vendor: Vendor, model: str, request: ModelRequest) -> dict[str, Any]:
-    """The whole body; what stands in `request.extra` wins."""
+    """The whole body; what stands in `request.extra` wins, but its tools join ours."""
     made: dict[str, Any] = {"model": model, "messages": messages(vendor, request), "stream": True}
     if vendor.stream_options:
         made["stream_options"] = {"include_usage": True}
@@ -44,15 +46,17 @@ def body(vendor: Vendor, model: str, request: ModelRequest) -> dict[str, Any]:
     if request.output_schema is not None and vendor.output == "json_schema":
         schema = {"name": "output", "schema": request.output_schema}
         made["response_format"] = {"type": "json_schema", "json_schema": schema}
-    return {**made, **request.extra}
+    extra = dict(request.extra)
+    if "tools" in made and "tools" in extra:
+        extra["tools"] = [*made["tools"], *extra["tools"]]
+    return {**made, **extra}
 
 
 def messages(vendor: Vendor, request: ModelRequest) -> list[dict[str, Any]]:
     """The conversation, the system prompt first."""
     system = request.instructions or ""
     if request.output_schema is not None and vendor.output == "prompt":
-        schema = json.dumps(request.output_schema, ensure_ascii=False, default=dict)
-        system = f"{system}\n\nYour final answer is JSON alone, and follows this JSON schema: {schema}".strip()
+        system = f"{system}\n\n{schema_words(request.output_schema)}".strip()
     made: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     for message in request.messages:
         if message.role == "user":
@@ -67,7 +71,7 @@ def messages(vendor: Vendor, request: ModelRequest) -> list[dict[str, Any]]:
 
 
 def _assistant(vendor: Vendor, message: Message) -> Iterable[dict[str, Any]]:
-    notes = [_note(part) for part in message.parts if isinstance(part, (Image, Audio, Document))]
+    notes = [note(part) for part in message.parts if isinstance(part, (Image, Audio, Document))]
     natives = [part.text for part in message.parts if isinstance(part, Native)]
     text = "\n".join(filter(None, [*natives, message.text, *notes]))
     calls = [_call(vendor, call) for call in message.tool_calls]
@@ -89,13 +93,10 @@ def _assistant(vendor: Vendor, message: Message) -> Iterable[dict[str, Any]]:
 
 
 def _call(vendor: Vendor, call: ToolCall) -> dict[str, Any]:
-    # What was no JSON must go back as JSON, or the server refuses the whole conversation.
-    arguments: Mapping[str, Any] = call.arguments if call.malformed is None else {"malformed_json": call.malformed}
-    written = json.dumps(arguments, ensure_ascii=False, default=dict)
     return {
         "id": _id(vendor, call.call_id),
         "type": "function",
-        "function": {"name": call.name, "arguments": written},
+        "function": {"name": known_name(call.name), "arguments": arguments_text(call)},
     }
 
 
@@ -104,13 +105,13 @@ def _tool(vendor: Vendor, message: Message) -> Iterable[dict[str, Any]]:
     for part in message.parts:
         if not isinstance(part, ToolAnswer):
             continue
-        text = f"Error: {part.text}" if part.error and not part.text.lower().startswith("error") else part.text
+        text = answer_text(part)
         for medium in part.media:
             if vendor.user_after_tool and _medium(vendor, medium) is not None:
                 shown += [Text(f"From the tool {part.name!r}, call {_id(vendor, part.call_id)}:"), medium]
                 text = f"{text}\n[{medium.type} in the next message]".strip()
             else:
-                text = f"{text}\n{_note(medium)}".strip()
+                text = f"{text}\n{note(medium)}".strip()
         yield {"role": "tool", "tool_call_id": _id(vendor, part.call_id), "content": text or "(no output)"}
     if shown:
         yield {"role": "user", "content": _content(vendor, shown)}
@@ -123,7 +124,7 @@ def _content(vendor: Vendor, parts: Iterable[Part]) -> str | list[dict[str, Any]
         if isinstance(part, Text):
             made.append({"type": "text", "text": part.text})
         elif isinstance(part, (Image, Audio, Document)):
-            made.append(_medium(vendor, part) or {"type": "text", "text": _note(part)})
+            made.append(_medium(vendor, part) or {"type": "text", "text": note(part)})
     if all(item["type"] == "text" for item in made):
         return "\n".join(item["text"] for item in made)
     return made
@@ -140,15 +141,14 @@ def _medium(vendor: Vendor, part: Media) -> dict[str, Any] | None:
         sound = _SOUND.get(part.media_type)
         takes = "audio" in vendor.media and data is not None and sound is not None
         return {"type": "input_audio", "input_audio": {"data": data, "format": sound}} if takes else None
-    if part.data is not None and part.media_type.startswith(("text/", "application/json")):
-        title = f"Document {part.name!r}:\n" if part.name else ""
-        return {"type": "text", "text": title + part.data.decode("utf-8", "replace")}
+    if (text := document_text(part)) is not None:
+        return {"type": "text", "text": text}
     if "document" in vendor.media and (data is not None or vendor.name == "openrouter"):
         return {"type": "file", "file": {"filename": part.name or "document.pdf", "file_data": url}}
     return None
 
 
-def _note(part: Media) -> str:
+def note(part: Media) -> str:
     """What stands in the place of something the model cannot be shown."""
     size = "" if part.data is None else f", {len(part.data)} bytes"
     where = f" at {part.url}" if part.url is not None else ""
@@ -156,23 +156,65 @@ def _note(part: Media) -> str:
     return f"[{part.type}{name}{where} ({part.media_type}{size}): not shown, this model does not take it]"
 
 
+def document_text(part: Document) -> str | None:
+    """What a document says, where it is nothing but text."""
+    if part.data is None or not part.media_type.startswith(("text/", "application/json")):
+        return None
+    title = f"Document {part.name!r}:\n" if part.name else ""
+    return title + (part.data.decode("utf-8", "replace") or "(empty)")  # no API takes empty words
+
+
+def answer_text(part: ToolAnswer) -> str:
+    """What a tool answered, for an API that has no other mark of an error."""
+    return f"Error: {part.text}" if part.error and not part.text.lower().startswith("error") else part.text
+
+
+def known_name(name: str) -> str:
+    """A tool's name as the APIs take it in a history, where a model may have made one up."""
+    return _NO_NAME.sub("_", name)[:64] or "_"
+
+
+def arguments_text(call: ToolCall) -> str:
+    """A call's arguments as JSON, also where they were none: the server refuses the whole conversation otherwise."""
+    arguments: Mapping[str, Any] = call.arguments if call.malformed is None else {"malformed_json": call.malformed}
+    return json.dumps(arguments, ensure_ascii=False, default=dict)
+
+
+def schema_words(schema: Mapping[str, Any]) -> str:
+    """A word to the model about its answer, where the API takes no such schema."""
+    written = json.dumps(schema, ensure_ascii=False, default=dict)
+    return f"Your final answer is JSON alone, and follows this JSON schema: {written}"
+
+
+def effort(wanted: ThinkingOption) -> str:
+    """A level of thinking; a number of tokens becomes one."""
+    return wanted if isinstance(wanted, str) else "low" if wanted <= 4096 else "medium" if wanted <= 16384 else "high"
+
+
 def _thinking(vendor: Vendor, wanted: ThinkingOption) -> dict[str, Any]:
     """The vendor's word for how much to think. A number of tokens becomes a level, or a level tokens, where it must."""
-    effort = wanted if isinstance(wanted, str) else "low" if wanted <= 4096 else "medium" if wanted <= 16384 else "high"
+    level = effort(wanted)
     if vendor.thinking == "reasoning":
         return {"reasoning": {"effort": wanted} if isinstance(wanted, str) else {"max_tokens": wanted}}
     if vendor.thinking == "thinking":
-        return {"thinking": {"type": "enabled"}, "reasoning_effort": effort}
+        return {"thinking": {"type": "enabled"}, "reasoning_effort": level}
     if vendor.thinking == "budget":
         tokens = _TOKENS[wanted] if isinstance(wanted, str) else wanted
         return {"chat_template_kwargs": {"enable_thinking": True}, "thinking_budget_tokens": tokens}
-    return {"reasoning_effort": "high" if vendor.thinking == "high_only" else effort}
+    return {"reasoning_effort": "high" if vendor.thinking == "high_only" else level}
 
 
 def _id(vendor: Vendor, call_id: str) -> str:
     """The id as this vendor takes it; the same for a call and its answer."""
-    short = len(call_id) == 9 and call_id.isascii() and call_id.isalnum()
-    if short if vendor.short_ids else len(call_id) <= _LONGEST_ID:
+    if vendor.short_ids:
+        fits = len(call_id) == 9 and call_id.isascii() and call_id.isalnum()
+        return call_id if fits else short_id(call_id, 0)
+    return short_id(call_id, _LONGEST_ID)
+
+
+def short_id(call_id: str, longest: int) -> str:
+    """The id itself, or nine letters and digits in its place if it is longer than this."""
+    if len(call_id) <= longest:
         return call_id
     number = int.from_bytes(hashlib.sha256(call_id.encode("utf-8", "replace")).digest()[:8], "big")
     return "".join(_LETTERS[number // 62**place % 62] for place in range(9))

@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 from nitinol.errors import ConfigurationError, MissingKey, ProviderError
 from nitinol.http import Http
 from nitinol.http_errors import redact
-from nitinol.provider import ModelInfo, ModelRequest, Provider, StreamPart
+from nitinol.provider import ModelInfo, ModelRequest, Provider, StreamPart, account_of
 from nitinol_providers import catalog
 from nitinol_providers.chat_answer import ChatAnswer
 from nitinol_providers.chat_request import body
@@ -68,11 +68,12 @@ class OpenAICompatible:
         required = vendor.key_required and (bool(vendor.catalog) or is_default)
         self.name = name
         self.model = model
-        self.base_url = _checked(url, name)
+        self.base_url = checked_url(url, name)
         parts = urlsplit(self.base_url)
         self._url = parts._replace(path=f"{parts.path.rstrip('/')}/chat/completions").geturl()
         self._vendor = vendor
-        self._headers = {**_authorization(api_key, vendor.key_variable, required, name), **(headers or {})}
+        self._headers = {**authorization(api_key, vendor.key_variable, required, name), **(headers or {})}
+        self.account = account_of(self._url, *self._headers.values())
 
     def __repr__(self) -> str:
         parts = urlsplit(self.base_url)
@@ -146,7 +147,8 @@ def vllm(model: str) -> Provider:
     return OpenAICompatible(model, name="vllm")
 
 
-def _checked(url: str, name: str) -> str:
+def checked_url(url: str, name: str) -> str:
+    """A base URL without a slash at its end; `ConfigurationError` if it is no http address."""
     try:
         parts = urlsplit(url.strip())
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -159,7 +161,8 @@ def _checked(url: str, name: str) -> str:
     return url.strip().rstrip("/")
 
 
-def _authorization(api_key: str | None, variable: str | None, required: bool, name: str) -> dict[str, str]:
+def authorization(api_key: str | None, variable: str | None, required: bool, name: str) -> dict[str, str]:
+    """The header with the key, given or from its variable; `MissingKey` if there is none and one is required."""
     key = (api_key if api_key is not None else os.environ.get(variable or "", "")).strip()
     if not key and required:
         raise MissingKey(f"{name} needs a key: set {variable}, or give api_key=")

@@ -22,6 +22,7 @@ _OVERFLOW = (
     "prompt is too long",  # Anthropic
     "input is too long for requested model",  # Bedrock
     "exceeds the maximum number of tokens",  # Gemini
+    "request payload size exceeds the limit",  # Gemini: so many bytes that it does not count the tokens
     "maximum prompt length is",  # xAI
     "`inputs` tokens + `max_new_tokens` must be",  # Together
     "reduce the length of the messages",  # Groq

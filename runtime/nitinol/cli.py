@@ -1,4 +1,5 @@
-"""The command line: `nitinol run`, `nitinol demo`, `nitinol local`, and the verbs of `store_commands`.
+"""The command line: `nitinol run`, `nitinol demo`, `nitinol local`, and the verbs of `store_commands` and
+`model_commands`.
 
 The only code here that installs signal handlers or decides an exit status. What is slow to import waits for the
 command that needs it.
@@ -17,7 +18,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING
 
-from nitinol import store_commands
+from nitinol import model_commands, store_commands
 from nitinol.errors import ConfigurationError, NitinolError
 
 if TYPE_CHECKING:
@@ -255,6 +256,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--agents", type=int, default=3, help="how many (3)")
 
     store_commands.add_commands(commands)
+    model_commands.add_commands(commands)
 
     local = commands.add_parser("local", help="the small model on this machine").add_subparsers(
         metavar="command", required=True

@@ -2,6 +2,8 @@
 
 The only module that imports httpx, and only when the first request is made. The data goes one way: `HttpPool` owns the
 clients, `Http` is one attempt's view of the pool, `Http.sse` sends one request, `SseParser` cuts its bytes into events.
+Between the two last is the one seam, `HttpPool.send`: whoever has put itself there (`tap`) sees each request, and answers it or
+lets it pass.
 """
 
 from __future__ import annotations
@@ -14,10 +16,11 @@ import os
 import re
 import ssl
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 from nitinol import errors
@@ -32,30 +35,80 @@ Transport = Literal["aiohttp", "httpx"]
 
 # A connection that waits to be used again may be closed under the next request, and idle ones cost httpx's own pool dear
 # (500 streams: 11.7 ms of CPU each against 5.6). Only a TLS handshake is worth that: plain http uses each once.
-_CONNECTIONS, _KEPT = 100_000, 20
+_KEPT = 20
+_MOST = 100_000
 _LINGER = 0.25  # seconds in which a body must end after its last event, for the connection to be used again
 _ERROR_BYTES = 2**16
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is sent. Header names are as the provider wrote them."""
+
+    method: str
+    url: str
+    headers: Mapping[str, str]
+    body: bytes | None
+
+
+class Answer(Protocol):
+    """The head of an answer, and the way to its body."""
+
+    status_code: int
+    headers: Mapping[str, str]
+    """By names in lower case."""
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it comes, without its transfer and content encodings. Once."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close the connection, if its body was not read to the end."""
+        ...
+
+
+Send: TypeAlias = Callable[[Request], Awaitable[Answer]]
+Tap: TypeAlias = Callable[[Request, Send], Awaitable[Answer]]
+"""Stands between `Http` and the network: it is given each request, and what would send it. On any runtime's I/O loop."""
+
+
+@contextmanager
+def tap(by: Tap) -> Generator[None, None, None]:
+    """Put somebody between all pools of the process and their networks; who comes last comes first. For `recording`."""
+    _taps.append(by)
+    try:
+        yield
+    finally:
+        _taps.remove(by)
 
 
 class HttpPool:
     """Owns the clients and their connections. Made anywhere; used and closed on the runtime's I/O loop only.
 
-    Args:
-        transport: What carries httpx's requests. None takes `NITINOL_HTTP_TRANSPORT`, else aiohttp where
-            `httpx-aiohttp` is installed, which costs a third of the CPU of httpx's own.
+    There is a client for each scheme and host, so that one vendor's connections slow no other's; they share one TLS context.
 
-    Proxies come from the usual variables (`HTTPS_PROXY`, `NO_PROXY`), certificates from `SSL_CERT_FILE` or certifi.
+    Args:
+        transport: What carries httpx's requests. None takes `NITINOL_HTTP_TRANSPORT`, else aiohttp where `httpx-aiohttp`
+            is installed. Both keep every promise made here, by the same tests; aiohttp is the default as a whole run takes
+            between half and two thirds of the CPU on it (`make bench ARGS=cpu_per_run`).
+        connections: Most at a time; further requests wait, first come, first served, and that counts as no stall. None =
+            as many as the system lets the process have open files, less what others need.
+
+    Proxies come from the usual variables: `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`, or the same in lower case.
+    Certificates are those of `SSL_CERT_FILE` and `SSL_CERT_DIR`, else certifi's. Both are read when a host is first spoken to.
 
     Raises:
         ConfigurationError: There is no such transport.
     """
 
-    def __init__(self, *, transport: Transport | None = None) -> None:
+    def __init__(self, *, transport: Transport | None = None, connections: int | None = None) -> None:
         chosen = transport or os.environ.get("NITINOL_HTTP_TRANSPORT") or None
         if chosen not in (None, "aiohttp", "httpx"):
             raise ConfigurationError(f"HTTP transport {chosen!r} must be 'aiohttp' or 'httpx' (NITINOL_HTTP_TRANSPORT)")
         self.transport = chosen or ("aiohttp" if find_spec("httpx_aiohttp") else "httpx")
-        self._clients: dict[str, httpx.AsyncClient] = {}  # by scheme and host: one vendor's connections slow no other's
+        self.free = asyncio.Semaphore(connections or _most_connections())
+        """Connections that may still be opened."""
+        self._clients: dict[str, httpx.AsyncClient] = {}
         self._context: ssl.SSLContext | None = None
         self._lock = asyncio.Lock()
 
@@ -67,6 +120,10 @@ class HttpPool:
             timeout: Seconds from now after which it fails, whatever comes; None = never.
         """
         return Http(self, stall=stall, timeout=timeout)
+
+    async def send(self, request: Request) -> Answer:
+        """Send a request; the head of its answer has come."""
+        return await (_taps[-1](request, self._send) if _taps else self._send(request))
 
     async def client(self, url: str) -> httpx.AsyncClient:
         """The client for this address; the first call imports httpx, on a thread."""
@@ -86,21 +143,33 @@ class HttpPool:
             for client in clients:
                 await client.aclose()
 
+    async def _send(self, request: Request) -> Answer:
+        client = await self.client(request.url)
+        made = client.build_request(request.method, request.url, headers=request.headers, content=request.body)
+        return _Live(await client.send(made, stream=True))
+
     def _make_client(self, origin: str) -> httpx.AsyncClient:
         import httpx
 
-        secure = _is_secure(origin)
-        if secure and self._context is None:
-            self._context = httpx.create_ssl_context()  # 23 ms, so one for all, and none where no TLS is spoken
+        secure, address = _is_secure(origin), _proxy(origin)
         # One without certificates trusts nobody.
-        context = self._context if secure and self._context else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        proxy = _proxy(origin)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        if secure or (address and _is_secure(address)):
+            # 23 ms, so one for all, and none where no TLS is spoken
+            context = self._context = self._context or _certificates()
+        proxy = None
+        if address:
+            address, credentials = _without_user(address, {})
+            if self.transport == "httpx":  # aiohttp makes a `proxy-authorization` of it, wherever one belongs
+                credentials = {f"proxy-{name}": value for name, value in credentials.items()}
+            ours = context if _is_secure(address) else None
+            proxy = httpx.Proxy(address, ssl_context=ours, headers=dict(credentials))
         return httpx.AsyncClient(
             transport=_aiohttp_transport(context, secure, proxy)
             if self.transport == "aiohttp"
             else httpx.AsyncHTTPTransport(
                 verify=context,
-                limits=httpx.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_KEPT if secure else 0),
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=_KEPT if secure else 0),
                 proxy=proxy,
             ),
             timeout=None,  # `_Watch` does it, alike for both transports
@@ -111,6 +180,24 @@ class HttpPool:
                 "accept-encoding": "identity",
             },
         )
+
+
+class _Live:
+    """An answer from the network."""
+
+    __slots__ = ("_response", "headers", "status_code")
+
+    def __init__(self, response: httpx.Response) -> None:
+        self._response = response
+        self.status_code = response.status_code
+        self.headers: Mapping[str, str] = response.headers
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        response = self._response
+        return response.aiter_bytes() if "content-encoding" in response.headers else response.aiter_raw()
+
+    async def aclose(self) -> None:
+        await self._response.aclose()
 
 
 class Http:
@@ -143,39 +230,43 @@ class Http:
 
         Raises:
             ProviderError: Whatever fails, as the type that says whether to retry. No message holds a header's key.
+            ConfigurationError: The variables name a proxy or certificates that cannot be used.
         """
         headers = headers or {}
         watch = _Watch(self._stall, self._deadline)
-        response: httpx.Response | None = None
+        answer: Answer | None = None
+        free: asyncio.Semaphore | None = None
         try:
             url, headers = _without_user(url, headers)
-            watch.resume()
-            client = await self._pool.client(url)
             body = None if json is None else _encode(json)
             sent = headers if body is None else {"content-type": "application/json", **headers}
-            response = await client.send(client.build_request(method, url, headers=sent, content=body), stream=True)
-            if not response.is_success:
-                body = await _read(response, _ERROR_BYTES, watch)
-                raise status_error(response.status_code, response.headers, body, classify)
-            kind = response.headers.get("content-type", "").lower()
+            watch.resume(stalls=False)
+            await self._pool.free.acquire()
+            free = self._pool.free
+            watch.resume()
+            answer = await self._pool.send(Request(method, url, sent, body))
+            if not 200 <= answer.status_code < 300:
+                body = await _read(answer, _ERROR_BYTES, watch)
+                raise status_error(answer.status_code, answer.headers, body, classify)
+            kind = answer.headers.get("content-type", "").lower()
             if "json" in kind:
-                whole = await _read(response, MAX_BYTES + 1, watch)
+                whole = await _read(answer, MAX_BYTES + 1, watch)
                 watch.pause()
                 if len(whole) > MAX_BYTES:
                     raise MalformedResponse(f"the answer is longer than {MAX_BYTES} bytes")
                 yield whole
                 return
             if "html" in kind:
-                text = error_message(await _read(response, _ERROR_BYTES, watch))
+                text = error_message(await _read(answer, _ERROR_BYTES, watch))
                 raise MalformedResponse(f"{method} {_shown(url)} answered with a page, not a stream: {text}")
             parser = SseParser()
-            chunks = _chunks(response)
+            chunks = answer.chunks()
             async for chunk in chunks:
                 watch.pause()
                 for data in parser.feed(chunk):
                     if data == until:
                         if _is_secure(url):
-                            await _drain(chunks)
+                            await drain(chunks)
                         return
                     yield data
                 watch.resume()
@@ -187,16 +278,33 @@ class Http:
             if not watch.is_to_blame():
                 raise
             error = ProviderTimeout(f"{method} {_shown(url)}: {watch.reason}")
-            raise complete(error, headers, *_told(response)) from None
+            raise complete(error, headers, *_told(answer)) from None
+        except ConfigurationError:
+            raise
         except ProviderError as error:
-            raise complete(error, headers, *_told(response)) from None
+            raise complete(error, headers, *_told(answer)) from None
         except Exception as error:
-            raise complete(_network_error(error, f"{method} {_shown(url)}"), headers, *_told(response)) from None
+            raise complete(_network_error(error, f"{method} {_shown(url)}"), headers, *_told(answer)) from None
         finally:
             watch.close()
-            if response is not None:
-                with suppress(Exception):  # the outcome is known; a connection that cannot be closed is gone
-                    await response.aclose()
+            try:
+                if answer is not None:
+                    with suppress(Exception):  # the outcome is known; a connection that cannot be closed is gone
+                        await answer.aclose()
+            finally:
+                if free is not None:
+                    free.release()
+
+
+async def drain(events: AsyncIterator[bytes]) -> None:
+    """Read what is left of a stream after its last event, but only for a moment: its connection can be used again.
+
+    For a provider that knows the end of its stream only when it has read it, so that `until=` cannot tell.
+    """
+    with suppress(Exception):
+        async with asyncio.timeout(_LINGER):
+            async for _ in events:
+                pass
 
 
 class _Watch:
@@ -218,9 +326,10 @@ class _Watch:
         delay = max(0.0, min(stall, deadline - time.monotonic()))
         self._timer = asyncio.get_running_loop().call_later(delay, self._look)
 
-    def resume(self) -> None:
-        """The task waits for the network from here on."""
-        self._since = now = time.monotonic()
+    def resume(self, *, stalls: bool = True) -> None:
+        """The task waits for the network from here on; or for its turn, which is no stall."""
+        now = time.monotonic()
+        self._since = now if stalls else math.inf
         self._task = asyncio.current_task()
         if now >= self._deadline:
             raise ProviderTimeout("the deadline has passed")
@@ -246,19 +355,18 @@ class _Watch:
             self._cancelling = self._task.cancelling()
             self._task.cancel()
         elif now < due:
-            self._timer = asyncio.get_running_loop().call_later(due - now, self._look)
+            self._timer = asyncio.get_running_loop().call_later(min(due - now, self._stall), self._look)
 
 
-def _aiohttp_transport(context: ssl.SSLContext, secure: bool, proxy: str | None) -> httpx.AsyncBaseTransport:
-    import httpx
+def _aiohttp_transport(context: ssl.SSLContext, secure: bool, proxy: httpx.Proxy | None) -> httpx.AsyncBaseTransport:
     from aiohttp import ClientSession, DummyCookieJar, TCPConnector
     from httpx_aiohttp import AiohttpTransport
 
     def session() -> ClientSession:
-        connector = TCPConnector(limit=_CONNECTIONS, ssl=context, force_close=not secure)
+        connector = TCPConnector(limit=0, ssl=context, force_close=not secure)
         return ClientSession(connector=connector, cookie_jar=DummyCookieJar())
 
-    return AiohttpTransport(verify=context, proxy=httpx.Proxy(proxy) if proxy else None, client=session)
+    return AiohttpTransport(verify=context, proxy=proxy, client=session)
 
 
 def _proxy(origin: str) -> str | None:
@@ -270,7 +378,34 @@ def _proxy(origin: str) -> str | None:
     found = proxies.get(parts.scheme) or proxies.get("all")
     if not found or proxy_bypass(parts.netloc):
         return None
-    return found if "://" in found else f"http://{found}"
+    address = found if "://" in found else f"http://{found}"
+    scheme = address.partition(":")[0].lower()
+    if scheme not in ("http", "https"):
+        raise ConfigurationError(
+            f"the proxy for {parts.scheme} is {_shown(address)!r}; it must be an http or https address: set"
+            f" {parts.scheme.upper()}_PROXY or ALL_PROXY, or name {parts.hostname!r} in NO_PROXY"
+        )
+    return address
+
+
+def _certificates() -> ssl.SSLContext:
+    import certifi
+
+    file, directory = os.environ.get("SSL_CERT_FILE") or None, os.environ.get("SSL_CERT_DIR") or None
+    try:
+        return ssl.create_default_context(cafile=file if file or directory else certifi.where(), capath=directory)
+    except OSError as error:
+        raise ConfigurationError(f"SSL_CERT_FILE={file!r} holds no certificates: {error}") from None
+
+
+def _most_connections() -> int:
+    """What the limit of open files allows, less a share for stores, pipes and others."""
+    try:
+        import resource
+    except ImportError:  # Windows, which has no such limit
+        return _MOST
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return _MOST if files == resource.RLIM_INFINITY else max(min(files - min(256, files // 2), _MOST), 1)
 
 
 def _encode(json: Any) -> bytes:
@@ -281,17 +416,13 @@ def _encode(json: Any) -> bytes:
         raise errors.InvalidRequest(f"the request cannot be written as JSON: {error}") from None
 
 
-def _chunks(response: httpx.Response) -> AsyncIterator[bytes]:
-    return response.aiter_bytes() if "content-encoding" in response.headers else response.aiter_raw()
+def _told(answer: Answer | None) -> tuple[int | None, Mapping[str, str]]:
+    return (None, {}) if answer is None else (answer.status_code, answer.headers)
 
 
-def _told(response: httpx.Response | None) -> tuple[int | None, Mapping[str, str]]:
-    return (None, {}) if response is None else (response.status_code, response.headers)
-
-
-async def _read(response: httpx.Response, limit: int, watch: _Watch) -> bytes:
+async def _read(answer: Answer, limit: int, watch: _Watch) -> bytes:
     body = b""
-    async for chunk in _chunks(response):
+    async for chunk in answer.chunks():
         watch.resume()
         body += chunk
         if len(body) >= limit:
@@ -315,14 +446,6 @@ def _without_user(url: str, headers: Mapping[str, str]) -> tuple[str, Mapping[st
     return parts._replace(netloc=host).geturl(), {"authorization": basic, **headers}
 
 
-async def _drain(chunks: AsyncIterator[bytes]) -> None:
-    """Read to the end of the body, or the connection could not be used again."""
-    with suppress(Exception):
-        async with asyncio.timeout(_LINGER):
-            async for _ in chunks:
-                pass
-
-
 def _network_error(error: Exception, what: str) -> ProviderError:
     """A transport's exception as ours. The transports do not agree on their own types: all that is left is the network."""
     import httpx
@@ -334,9 +457,15 @@ def _network_error(error: Exception, what: str) -> ProviderError:
         error, (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.LocalProtocolError, ValueError, TypeError)
     ):
         cls = errors.InvalidRequest
-    return cls(f"{what}: {error or type(error).__name__}")
+    text = f"{what}: {error or type(error).__name__}"
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        text += "; SSL_CERT_FILE or SSL_CERT_DIR names an authority of your own"
+    return cls(text)
 
 
 def _shown(url: str) -> str:
     """An address without what may be secret: its query and its user."""
     return re.sub("//[^/]*@", "//", url.partition("?")[0])
+
+
+_taps: list[Tap] = []

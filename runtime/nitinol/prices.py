@@ -44,23 +44,28 @@ class PriceList(Protocol):
         ...
 
     def cost(self, usage: Usage) -> Decimal | None:
-        """What this usage costs; `None` where a part of it has no known price."""
+        """What this usage of one attempt costs; `None` where a part of it has no known price."""
         ...
 
     def at_most(self, input_tokens: int, output_tokens: int) -> Decimal | None:
-        """The dearest that this many tokens can cost."""
+        """The dearest that this many tokens can cost, or fewer: no usage within them costs more, but for server tools."""
         ...
 
 
 @dataclass(frozen=True, slots=True, init=False)
 class Prices:
-    """Flat prices in US dollars per million tokens.
+    """Flat prices in US dollars: of a million tokens, of a call, of a request.
 
     Args:
         input: For input that is neither read from nor written to a cache.
-        output: For all output, reasoning included.
+        output: For output.
         cache_read: For input read from a cache; `None` means as `input`.
         cache_write: For input written to a cache; `None` means as `input`.
+        cache_write_1h: For input written to a cache for an hour; `None` means as `cache_write`.
+        reasoning: For output that is thinking; `None` means as `output`.
+        server_tool_call: For one call of the provider's own tools, which no number of tokens pays for; `None` means that
+            nobody knows, and then a usage with such calls has no known cost.
+        request: For each request, whatever it says.
         source: Where they come from.
     """
 
@@ -68,6 +73,10 @@ class Prices:
     output: Decimal
     cache_read: Decimal
     cache_write: Decimal
+    cache_write_1h: Decimal
+    reasoning: Decimal
+    server_tool_call: Decimal | None
+    request: Decimal
     source: str
 
     def __init__(
@@ -77,31 +86,44 @@ class Prices:
         output: Money,
         cache_read: Money | None = None,
         cache_write: Money | None = None,
+        cache_write_1h: Money | None = None,
+        reasoning: Money | None = None,
+        server_tool_call: Money | None = None,
+        request: Money = 0,
         source: str = "given",
     ) -> None:
-        base = to_money(input, "input")
+        fresh, answer = to_money(input, "input"), to_money(output, "output")
+        write = fresh if cache_write is None else to_money(cache_write, "cache_write")
         for name, value in {
-            "input": base,
-            "output": to_money(output, "output"),
-            "cache_read": base if cache_read is None else to_money(cache_read, "cache_read"),
-            "cache_write": base if cache_write is None else to_money(cache_write, "cache_write"),
+            "input": fresh,
+            "output": answer,
+            "cache_read": fresh if cache_read is None else to_money(cache_read, "cache_read"),
+            "cache_write": write,
+            "cache_write_1h": write if cache_write_1h is None else to_money(cache_write_1h, "cache_write_1h"),
+            "reasoning": answer if reasoning is None else to_money(reasoning, "reasoning"),
+            "server_tool_call": None if server_tool_call is None else to_money(server_tool_call, "server_tool_call"),
+            "request": to_money(request, "request"),
             "source": source,
         }.items():
             object.__setattr__(self, name, value)
 
     def cost(self, usage: Usage) -> Decimal | None:
-        """The cost; `None` if server tools were called, whose fees are not in these prices."""
-        if usage.server_tool_calls:
+        """The cost; `None` if the provider's own tools were called, and the fee of a call is not known."""
+        calls, read, hour = usage.server_tool_calls, usage.cache_read_tokens, usage.cache_write_1h_tokens
+        if calls and self.server_tool_call is None:
             return None
-        fresh = max(usage.input_tokens - usage.cache_read_tokens - usage.cache_write_tokens, 0)
-        return (
-            fresh * self.input
-            + usage.cache_read_tokens * self.cache_read
-            + usage.cache_write_tokens * self.cache_write
-            + usage.output_tokens * self.output
-        ) / _MILLION
+        write = max(usage.cache_write_tokens, hour)
+        total = max(usage.input_tokens - read - write, 0) * self.input + usage.output_tokens * self.output
+        if read:
+            total += read * self.cache_read
+        if write:
+            total += (write - hour) * self.cache_write + hour * self.cache_write_1h
+        if self.reasoning != self.output:
+            total += min(usage.reasoning_tokens, usage.output_tokens) * (self.reasoning - self.output)
+        total = total / _MILLION + self.request
+        return total + calls * self.server_tool_call if calls and self.server_tool_call is not None else total
 
-    def at_most(self, input_tokens: int, output_tokens: int) -> Decimal | None:
-        """Every input token at the dearest input price."""
-        dearest = max(self.input, self.cache_read, self.cache_write)
-        return (input_tokens * dearest + output_tokens * self.output) / _MILLION
+    def at_most(self, input_tokens: int, output_tokens: int) -> Decimal:
+        """Every token at the dearest price there is for it; no call of the provider's own tools."""
+        read = max(self.input, self.cache_read, self.cache_write, self.cache_write_1h)
+        return (input_tokens * read + output_tokens * max(self.output, self.reasoning)) / _MILLION + self.request

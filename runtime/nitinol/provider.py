@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+import hashlib
+import os
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
@@ -18,6 +20,8 @@ Thinking = int | Literal["low", "medium", "high"]
 
 ENTRY_POINTS = "nitinol.providers"
 """The entry-point group that maps the part of a model string before its first colon to a provider."""
+CATALOGS = "nitinol.models"
+"""The entry-point group of lists of models: each a `Catalog`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +34,21 @@ class ModelInfo:
     """Tokens of one answer; `None` = unknown."""
     prices: PriceList | None = None
     """`None` = unknown, so the cost is unknown; never free."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownModel:
+    """A model that a package with a list of models knows."""
+
+    provider: str
+    """What stands before the colon of its model string."""
+    model: str
+    """What stands behind it."""
+    info: ModelInfo
+
+
+Catalog = Callable[[str | None], Iterable[KnownModel]]
+"""All models that a package knows; given a name, what each provider serves under it, be it an alias or a dated name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +125,10 @@ class Provider(Protocol):
     """Speaks one vendor's wire format for one model.
 
     Contract: it keeps no client, no loop and no state between calls, and may be used by any number of agents at once.
+
+    It may have one attribute more: `account`, a string that tells whose key it uses without telling the key, such as
+    `account_of(base_url, key)`. Instances of the same name, model and account share one rate limit: when one of them meets
+    a 429, the agents of all slow down. Without it, those made from the same model string share, and an instance is alone.
     """
 
     name: str
@@ -161,6 +184,25 @@ def resolve(model: str | Provider) -> Provider:
     return factory(name)
 
 
+def known_models(name: str | None = None) -> Iterator[KnownModel]:
+    """What the installed packages know of models: of all, or of those that providers serve under a name.
+
+    Raises:
+        ConfigurationError: A package's list does not load.
+    """
+    for point in entry_points(group=CATALOGS):
+        try:
+            catalog: Catalog = point.load()
+        except (ImportError, AttributeError) as error:
+            raise ConfigurationError(f"the list of models {point.value!r} does not load: {error}") from error
+        yield from catalog(name)
+
+
+def account_of(*parts: str) -> str:
+    """A digest for a provider's `account`: it tells accounts apart, within this process, and gives no key away."""
+    return hashlib.blake2s("\0".join(parts).encode("utf-8", "replace"), digest_size=8, key=_SALT).hexdigest()
+
+
 def overridden() -> Provider | None:
     """The provider that `nitinol.testing.override_model` has put in the place of all others."""
     return _overrides[-1] if _overrides else None
@@ -187,5 +229,6 @@ def _known() -> str:
     return ", ".join(sorted(_entry_points())) or "none (is nitinol installed?)"
 
 
+_SALT = os.urandom(16)
 _cached: dict[str, EntryPoint] | None = None
 _overrides: list[Provider] = []

@@ -207,7 +207,7 @@ def _agents(options: argparse.Namespace) -> int:
         )
         for head in heads
     ]  # fmt: skip
-    for line in _table((header, *rows), right=(3, 4, 5, 6)) if rows else ():
+    for line in terminal.table((header, *rows), right=(3, 4, 5, 6)) if rows else ():
         print(line)
     open_runs = sum(head.open_runs for head in heads)
     print(
@@ -257,7 +257,7 @@ def _spend(options: argparse.Namespace) -> int:
         )
         for name, spent in bill.items()
     ]  # fmt: skip
-    for line in _table((header, *rows), right=(1, 2, 3, 4, 5)) if rows else ():
+    for line in terminal.table((header, *rows), right=(1, 2, 3, 4, 5)) if rows else ():
         print(line)
     print(f"the bill: {terminal.show_tokens(total.usage)}, {terminal.show_cost(total.priced)}{_unpriced(total)}")
     return 0
@@ -278,20 +278,6 @@ def _unpriced(spent: Spent) -> str:
     from nitinol import terminal
 
     return f" and {terminal.count(spent.unpriced, 'row')} without a price" if spent.unpriced else ""
-
-
-def _table(rows: Sequence[Sequence[str]], right: Sequence[int]) -> Iterator[str]:
-    """Columns as wide as they must be. (rich's own table takes seconds for ten thousand rows.)"""
-    from rich.cells import cell_len
-
-    widths = [max(cell_len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        gaps = [" " * (width - cell_len(cell)) for width, cell in zip(widths, row, strict=True)]
-        cells = (
-            gap + cell if column in right else cell + gap
-            for column, (gap, cell) in enumerate(zip(gaps, row, strict=True))
-        )
-        yield "  ".join(cells).rstrip()
 
 
 # -- tree
@@ -366,7 +352,7 @@ def _print_tree(options: argparse.Namespace, owner: tuple[int, bool] | None, age
     console.print(f"└─ agents: {counts}, {terminal.count(open_runs, 'open run')}")
     rows = [_show_branch(agent) for agent in shown]
     left = len(agents) - len(shown)
-    lines = _table([row for row, _ in rows], right=()) if rows else ()
+    lines = terminal.table([row for row, _ in rows], right=()) if rows else ()
     for number, (line, (_, style)) in enumerate(zip(lines, rows, strict=False), 1):
         console.print(f"   {'└─' if number == len(rows) and not left else '├─'} {line}", style=style)
     if left:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -104,6 +104,10 @@ def summary(event: Event) -> str:
             return f"incarnation {event.incarnation}{', recovered' if event.recovered else ''}"
         case "agent.stopped" | "run.paused" | "input.dropped":
             return in_line(event.reason)
+        case "budget.reserved" | "budget.settled":
+            return f"{in_line(event.scope)}: {show_cost(event.amount)}, {count(event.tokens, 'token')}"
+        case "budget.warning":
+            return f"{in_line(event.scope)}: {event.fraction:.0%} of {in_line(event.limit)} is spent: {in_line(event.spent)}"
         case "budget.exceeded":
             return f"{in_line(event.scope)}: spent {in_line(event.spent)}, needs {in_line(event.needed)}, limit {in_line(event.limit)}"
         case "loop.detected":
@@ -144,3 +148,17 @@ def show_tokens(usage: Usage) -> str:
 def count(number: int, noun: str) -> str:
     """A number and its noun, in the plural where it must be."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def table(rows: Sequence[Sequence[str]], right: Sequence[int]) -> Iterator[str]:
+    """Columns as wide as they must be. (rich's own table takes seconds for ten thousand rows.)"""
+    from rich.cells import cell_len
+
+    widths = [max(cell_len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        gaps = [" " * (width - cell_len(cell)) for width, cell in zip(widths, row, strict=True)]
+        cells = (
+            gap + cell if column in right else cell + gap
+            for column, (gap, cell) in enumerate(zip(gaps, row, strict=True))
+        )
+        yield "  ".join(cells).rstrip()

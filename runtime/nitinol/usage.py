@@ -40,13 +40,16 @@ class Usage:
         for item in fields(self):
             value = getattr(self, item.name)
             if item.name != "reported_cost":
-                if not isinstance(value, int) or value < 0:
+                if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                     return f"{item.name} is {value!r}"
             elif value is not None and (not isinstance(value, Decimal) or not value.is_finite() or value < 0):
                 return f"reported_cost is {value!r}"
         return None
 
     def __add__(self, other: Usage) -> Usage:
+        """Both together. A cost that only one of them reports is the cost of that one; of none, it is `None`."""
+        if not isinstance(other, Usage):  # pyright: ignore[reportUnnecessaryIsInstance] # sum() begins with a 0
+            return NotImplemented
         costs = [cost for cost in (self.reported_cost, other.reported_cost) if cost is not None]
         return Usage(
             input_tokens=self.input_tokens + other.input_tokens,

@@ -35,6 +35,7 @@ from nitinol.http import Http
 from nitinol.messages import Text, ToolCall
 from nitinol.retry import Retry
 from nitinol.testing import Answer, ScriptedProvider, call, crash, crash_at, fail, gate, say
+from nitinol.usage import Usage
 
 STORE, SIDE = Path(sys.argv[1]), Path(sys.argv[2])
 SOON = 20.0
@@ -133,7 +134,9 @@ POOR = PLAIN.replace(name="poor", budget=Budget(usd="0.000001"))
 NARROW = PLAIN.replace(
     name="narrow", context_window=600, compaction=Compaction(reserve_tokens=100, keep_recent_tokens=50)
 )
-AGENTS = [PLAIN, FRAIL, HOOKED, POOR, NARROW]
+DEAR = Model(lambda request: "done", model="dear", usage=Usage(output_tokens=600), max_output_tokens=1000)
+THRIFTY = PLAIN.replace(name="thrifty", model=DEAR, budget=Budget(tokens=1100))
+AGENTS = [PLAIN, FRAIL, HOOKED, POOR, NARROW, THRIFTY]
 
 
 def main() -> None:
@@ -148,6 +151,7 @@ def main() -> None:
         send(FRAIL, "retry").result(SOON)
         send(HOOKED, "hooked").result(SOON)
         send(POOR, "poor").result(SOON)
+        send(THRIFTY, "thrifty").result(SOON)
         broken = [
             Message(role="user", parts=(Text("look"),)),
             Message(role="assistant", parts=(ToolCall(call_id="x", name="look"),)),

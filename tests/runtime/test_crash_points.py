@@ -122,6 +122,9 @@ EXPECTED = {
     **dict.fromkeys(("before run.paused", "before approval.requested"), "attempt of approval"),
     "after context.repaired": "attempt of repaired",
     "before context.compacted": "attempt of long",
+    **dict.fromkeys(
+        ("after budget.reserved", "before budget.settled", "before budget.warning"), "attempt of thrifty"
+    ),
     # the model was at work while something else happened
     **dict.fromkeys(("before input.queued", "after input.queued"), "attempt of inputs"),
     "before input.dropped": "attempt of dropped",

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import codecs
+import ssl
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from email.utils import formatdate
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from httpx_sse._decoders import SSEDecoder, SSELineDecoder
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.proxies import Proxy
 from tests.servers import Connection, Script, Server, answer, cut, hang, head, stream
 
 from nitinol import errors
@@ -25,6 +30,33 @@ from nitinol.errors import ConfigurationError, MalformedResponse, ProviderError
 from nitinol.http import Http, HttpPool, Transport
 from nitinol.http_errors import error_message
 from nitinol.sse import SseParser
+
+
+class Authority:
+    """Signs certificates for servers of tests; whoever trusts its `file` or `directory` trusts them."""
+
+    def __init__(self, directory: Path) -> None:
+        self._authority = trustme.CA()
+        self.file, self.directory = str(directory / "authority.pem"), str(directory)
+        self._authority.cert_pem.write_to_path(self.file)
+        # OpenSSL looks a certificate up in a directory by a hash of its subject.
+        hashed = subprocess.run(
+            ["openssl", "x509", "-hash", "-noout", "-in", self.file], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        (directory / f"{hashed}.0").symlink_to(self.file)
+
+    def server(self, name: str) -> ssl.SSLContext:
+        """What a server of this name needs."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._authority.issue_cert(name).configure_cert(context)  # pyright: ignore[reportUnknownMemberType] # it takes a pyOpenSSL context too
+        return context
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """An authority that nobody knows."""
+    return Authority(tmp_path_factory.mktemp("authority"))
+
 
 TWO = (b"data: one\n\n", b"data: two\n\n")
 
@@ -51,9 +83,13 @@ def by_httpx_sse(stream: bytes) -> list[bytes]:
 
 
 def read(transport: Transport, script: Script, **options: Any) -> list[bytes]:
-    """The events of one request to a server with this script."""
+    """The events of one request to a server with this script; if it hangs, until it has seen the client go."""
     with Server(script) as server:
-        return fetch(transport, server.url, **options)
+        try:
+            return fetch(transport, server.url, **options)
+        finally:
+            if isinstance(script, hang) and server.requests:
+                assert script.closed.wait(5), "the connection stayed open"
 
 
 def fetch(
@@ -401,10 +437,10 @@ class TestTime:
     def test_a_stall_is_a_timeout_and_closes_the_connection(self, transport: Transport, pieces: list[bytes]) -> None:
         """Before the headers, after them, and in mid-stream."""
         script = hang(pieces)
-        error = failure(transport, script, stall=0.1)
+        error = failure(transport, script, stall=0.4)
         assert type(error) is errors.ProviderTimeout
-        assert "no byte for 0.1 seconds" in str(error)
-        assert script.closed.wait(5)
+        assert "no byte for 0.4 seconds" in str(error)
+        assert script.closed.is_set()
 
     @pytest.mark.parametrize(
         "pieces",
@@ -420,11 +456,11 @@ class TestTime:
     def test_a_stall_in_the_middle_of_anything_is_a_timeout(self, transport: Transport, pieces: list[bytes]) -> None:
         """Half an event, a whole answer, the body of an error, half of the headers."""
         script = hang(pieces)
-        error = failure(transport, script, stall=0.1)
+        error = failure(transport, script, stall=0.4)
         assert type(error) is errors.ProviderTimeout
         assert error.retryable
-        assert "no byte for 0.1 seconds" in str(error)
-        assert script.closed.wait(5)
+        assert "no byte for 0.4 seconds" in str(error)
+        assert script.closed.is_set()
 
     def test_a_handshake_that_stalls_is_a_timeout(self) -> None:
         """A server that takes the connection and says nothing of TLS.
@@ -467,6 +503,30 @@ class TestTime:
         error = failure(transport, script, timeout=0.2)
         assert type(error) is errors.ProviderTimeout
         assert "deadline" in str(error)
+
+    @pytest.mark.parametrize(
+        ("begin", "stall"),
+        [(head(connection="close"), 1.0), (b"HTTP/1.1 200 OK\r\nx-slow: ", 5.0)],
+        ids=["body", "head"],
+    )
+    def test_the_deadline_ends_what_trickles(self, transport: Transport, begin: bytes, stall: float) -> None:
+        """A byte now and then, none late enough for a stall, and no event that ever ends."""
+        gone = threading.Event()
+
+        async def script(connection: Connection) -> None:
+            await connection.send(begin)
+            closed = asyncio.ensure_future(connection.closed())
+            while not (await asyncio.wait([closed], timeout=0.5))[0]:
+                with suppress(ConnectionError):
+                    await connection.send(b"x")
+            gone.set()
+
+        with Server(script) as server:
+            began = time.monotonic()
+            with pytest.raises(errors.ProviderTimeout, match="deadline"):
+                fetch(transport, server.url, stall=stall, timeout=1.8)
+            assert time.monotonic() - began >= 1.7
+            assert gone.wait(5), "the connection stayed open"
 
     def test_a_reader_that_takes_its_time_is_no_stall(self, transport: Transport) -> None:
         """Only waiting for the network counts."""
@@ -511,18 +571,263 @@ class TestPool:
         with pytest.raises(ConfigurationError, match="carrier-pigeon"):
             HttpPool()
 
-    def test_a_proxy_from_the_environment_is_used(self, transport: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
-        with Server(stream(*TWO)) as proxy:
-            monkeypatch.setenv("HTTP_PROXY", proxy.url)
-            monkeypatch.delenv("NO_PROXY", raising=False)
-            monkeypatch.delenv("no_proxy", raising=False)
-            assert fetch(transport, "http://model.invalid/v1") == [b"one", b"two"]
-        assert proxy.requests[0].path == "http://model.invalid/v1"
-
     def test_importing_nitinol_imports_no_http_library(self) -> None:
         """They take 0.3 s; a definition needs none."""
         code = "import sys, nitinol.http; sys.exit('httpx' in sys.modules or 'aiohttp' in sys.modules)"
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+class TestLimits:
+    def test_no_more_connections_than_allowed_and_who_waits_does_not_stall(self, transport: Transport) -> None:
+        """Those who wait for a connection come in turn; only the network's silence is a stall."""
+        at_once = most = 0
+
+        async def serve(connection: Connection) -> None:
+            nonlocal at_once, most
+            at_once += 1
+            most = max(most, at_once)
+            await connection.send(head(connection="close"), TWO[0])
+            await asyncio.sleep(0.15)
+            await connection.send(TWO[1])
+            at_once -= 1
+
+        async def main() -> list[list[bytes]]:
+            pool = HttpPool(transport=transport, connections=3)
+            try:
+                return await asyncio.gather(
+                    *(collect(pool.session(stall=0.5).sse("POST", server.url)) for _ in range(18))
+                )
+            finally:
+                await pool.aclose()
+
+        with Server(serve) as server:
+            assert asyncio.run(main()) == [[b"one", b"two"]] * 18
+        assert most == 3
+
+    def test_the_deadline_counts_while_a_connection_is_waited_for(self, transport: Transport) -> None:
+        """parity: R3"""
+
+        async def main() -> None:
+            pool = HttpPool(transport=transport, connections=1)
+            try:
+                async with aclosing(pool.session().sse("POST", server.url)) as first:
+                    assert await anext(first) == b"one"
+                    with pytest.raises(errors.ProviderTimeout, match="deadline"):
+                        await collect(pool.session(timeout=0.2).sse("POST", server.url))
+                script.closed.wait(5)
+                with pytest.raises(errors.ProviderTimeout, match="no byte"):  # the connection is free again
+                    await collect(pool.session(stall=0.2).sse("POST", server.url))
+            finally:
+                await pool.aclose()
+
+        script = hang([head(connection="close"), TWO[0]])
+        with Server(script) as server:
+            asyncio.run(main())
+        assert len(server.requests) == 2
+
+    def test_each_way_to_end_gives_the_connection_back(self, transport: Transport) -> None:
+        async def main(url: str) -> None:
+            pool = HttpPool(transport=transport, connections=1)
+            try:
+                for address in (url, "nonsense", url, url):
+                    with suppress(ProviderError):
+                        await collect(pool.session().sse("POST", address))
+                task = asyncio.ensure_future(collect(pool.session().sse("POST", url)))
+                await asyncio.sleep(0)
+                task.cancel()
+                await asyncio.wait([task])
+                assert not pool.free.locked()
+            finally:
+                await pool.aclose()
+
+        with Server(answer(500), cut(*TWO), stream(*TWO)) as server:
+            asyncio.run(main(server.url))
+
+    def test_by_default_the_limit_of_open_files_is_kept(self) -> None:
+        """A process with few files waits; without the limit its requests would fail."""
+        code = """if True:
+            import asyncio, resource
+            resource.setrlimit(resource.RLIMIT_NOFILE, (120, 120))
+            from nitinol.http import HttpPool
+
+            async def one(pool):
+                return [data async for data in pool.session().sse("POST", URL)]
+
+            async def main():
+                pool = HttpPool()
+                found = await asyncio.gather(*(one(pool) for _ in range(200)))
+                await pool.aclose()
+                assert found == [[b"one", b"two"]] * 200, found
+
+            asyncio.run(main())
+        """
+
+        async def serve(connection: Connection) -> None:
+            await connection.send(head(connection="close"), TWO[0])
+            await asyncio.sleep(0.02)
+            await connection.send(TWO[1])
+
+        with Server(serve) as server:
+            done = subprocess.run(
+                [sys.executable, "-c", f"URL = {server.url!r}\n{code}"], capture_output=True, text=True, check=False
+            )
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """An environment that names no proxies and no certificates."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUEST_METHOD"):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+class TestProxy:
+    """Through a real forward proxy."""
+
+    @pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
+    def test_plain_http_is_forwarded(self, transport: Transport, no_proxies: pytest.MonkeyPatch, variable: str) -> None:
+        with Server(stream(*TWO)) as server, Proxy() as proxy:
+            no_proxies.setenv(variable, proxy.url)
+            url = server.url.replace("127.0.0.1", "model.invalid") + "/v1/x?y=1"
+            assert fetch(transport, url, json={"a": 1}) == [b"one", b"two"]
+        assert proxy.asked == [f"POST {url}"]
+        assert (server.requests[0].path, server.requests[0].json) == ("/v1/x?y=1", {"a": 1})
+        assert server.requests[0].headers["host"] == url.split("/")[2]
+
+    @pytest.mark.parametrize("variable", ["HTTPS_PROXY", "https_proxy", "ALL_PROXY"])
+    def test_tls_goes_through_a_tunnel(
+        self, transport: Transport, no_proxies: pytest.MonkeyPatch, authority: Authority, variable: str
+    ) -> None:
+        """The certificate is the far server's, by the name that was asked for."""
+        with Server(stream(*TWO), tls=authority.server("model.invalid")) as server, Proxy() as proxy:
+            no_proxies.setenv(variable, proxy.url)
+            no_proxies.setenv("SSL_CERT_FILE", authority.file)
+            url = server.url.replace("127.0.0.1", "model.invalid")
+            assert fetch(transport, url, headers={"x-api-key": "secret"}) == [b"one", b"two"]
+        assert proxy.asked == [f"CONNECT {url.split('/')[2]}"]
+        assert server.requests[0].headers["x-api-key"] == "secret"
+
+    def test_a_proxy_may_speak_tls_itself(
+        self, transport: Transport, no_proxies: pytest.MonkeyPatch, authority: Authority
+    ) -> None:
+        with Server(stream(*TWO)) as server, Proxy(tls=authority.server("127.0.0.1")) as proxy:
+            no_proxies.setenv("HTTP_PROXY", proxy.url)
+            no_proxies.setenv("SSL_CERT_FILE", authority.file)
+            assert fetch(transport, server.url.replace("127.0.0.1", "model.invalid")) == [b"one", b"two"]
+        assert len(proxy.asked) == 1
+
+    @pytest.mark.parametrize("secure", [False, True])
+    def test_the_proxys_password_is_sent_to_it_alone(
+        self, transport: Transport, no_proxies: pytest.MonkeyPatch, authority: Authority, secure: bool
+    ) -> None:
+        wanted = "Basic " + base64.b64encode(b"kim:pass word").decode()
+        tls = authority.server("model.invalid") if secure else None
+        with Server(stream(*TWO), tls=tls) as server, Proxy(wanted) as proxy:
+            no_proxies.setenv("SSL_CERT_FILE", authority.file)
+            no_proxies.setenv("ALL_PROXY", proxy.url.replace("//", "//kim:pass%20word@"))
+            assert fetch(transport, server.url.replace("127.0.0.1", "model.invalid")) == [b"one", b"two"]
+        assert proxy.authorizations == [wanted]
+        assert "proxy-authorization" not in server.requests[0].headers
+
+    @pytest.mark.parametrize("secure", [False, True])
+    def test_a_refused_password_is_told_without_it(
+        self, transport: Transport, no_proxies: pytest.MonkeyPatch, authority: Authority, secure: bool
+    ) -> None:
+        tls = authority.server("model.invalid") if secure else None
+        with Server(stream(*TWO), tls=tls) as server, Proxy("Basic other") as proxy:
+            no_proxies.setenv("ALL_PROXY", proxy.url.replace("//", "//kim:secret@"))
+            with pytest.raises(ProviderError, match="407") as caught:
+                fetch(transport, server.url.replace("127.0.0.1", "model.invalid"))
+        assert "secret" not in repr(caught.value)
+        assert server.requests == []
+
+    @pytest.mark.parametrize("exception", ["127.0.0.1", "*", "other.example, 127.0.0.1"])
+    def test_no_proxy_names_who_is_spoken_to_directly(
+        self, transport: Transport, no_proxies: pytest.MonkeyPatch, exception: str
+    ) -> None:
+        with Server(stream(*TWO)) as server, Proxy() as proxy:
+            no_proxies.setenv("HTTP_PROXY", proxy.url)
+            no_proxies.setenv("NO_PROXY", exception)
+            assert fetch(transport, server.url) == [b"one", b"two"]
+        assert proxy.asked == []
+
+    def test_a_proxy_that_is_not_there_is_a_failed_connection(
+        self, transport: Transport, no_proxies: pytest.MonkeyPatch
+    ) -> None:
+        with Server(stream(*TWO)) as gone:
+            pass
+        no_proxies.setenv("HTTP_PROXY", gone.url)
+        with pytest.raises(errors.ConnectionFailed):
+            fetch(transport, "http://model.invalid/")
+
+    def test_a_proxy_of_another_kind_is_refused_by_name(
+        self, transport: Transport, no_proxies: pytest.MonkeyPatch
+    ) -> None:
+        no_proxies.setenv("ALL_PROXY", "socks5://kim:secret@127.0.0.1:1080")
+        with pytest.raises(ConfigurationError, match=r"socks5://127\.0\.0\.1:1080.*http or https.*NO_PROXY") as caught:
+            fetch(transport, "https://model.invalid/")
+        assert "secret" not in str(caught.value)
+
+
+class TestCertificates:
+    """A real TLS server, whose certificate is signed by an authority made here."""
+
+    def test_an_authority_of_ones_own_is_trusted(
+        self, transport: Transport, no_proxies: pytest.MonkeyPatch, authority: Authority
+    ) -> None:
+        for variable, value in (("SSL_CERT_FILE", authority.file), ("SSL_CERT_DIR", authority.directory)):
+            with no_proxies.context() as env, Server(stream(*TWO), tls=authority.server("127.0.0.1")) as server:
+                env.setenv(variable, value)
+                assert fetch(transport, server.url) == [b"one", b"two"]
+
+    def test_a_connection_is_used_again(
+        self, transport: Transport, no_proxies: pytest.MonkeyPatch, authority: Authority
+    ) -> None:
+        """A handshake is dear: also one whose stream ended with its last event, not with its body."""
+
+        async def work(pool: HttpPool) -> None:
+            for _ in range(3):
+                assert await collect(pool.session().sse("POST", server.url, until=b"two")) == [b"one"]
+
+        no_proxies.setenv("SSL_CERT_FILE", authority.file)
+        with Server(stream(*TWO), tls=authority.server("127.0.0.1")) as server:
+            run(transport, work)
+        assert (len(server.requests), server.connections) == (3, 1)
+
+    def test_an_unknown_authority_is_not_and_the_error_names_the_way_out(
+        self, transport: Transport, no_proxies: pytest.MonkeyPatch, authority: Authority
+    ) -> None:
+        with (
+            Server(stream(*TWO), tls=authority.server("127.0.0.1")) as server,
+            pytest.raises(errors.ConnectionFailed, match="SSL_CERT_FILE"),
+        ):
+            fetch(transport, server.url)
+        assert server.requests == []
+
+    def test_another_servers_certificate_is_refused(
+        self, transport: Transport, no_proxies: pytest.MonkeyPatch, authority: Authority
+    ) -> None:
+        no_proxies.setenv("SSL_CERT_FILE", authority.file)
+        with (
+            Server(stream(*TWO), tls=authority.server("other.example")) as server,
+            pytest.raises(errors.ConnectionFailed, match="CERTIFICATE_VERIFY_FAILED"),
+        ):
+            fetch(transport, server.url)
+        assert server.requests == []
+
+    def test_a_file_that_holds_none_is_refused_by_name(
+        self, transport: Transport, no_proxies: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        empty = tmp_path / "empty.pem"
+        empty.write_text("nothing")
+        for path in (empty, tmp_path / "missing.pem"):
+            no_proxies.setenv("SSL_CERT_FILE", str(path))
+            with pytest.raises(ConfigurationError, match=rf"SSL_CERT_FILE='{path}'"):
+                fetch(transport, "https://127.0.0.1:1/")
 
 
 async def collect(events: AsyncGenerator[bytes, None]) -> list[bytes]:

@@ -12,20 +12,22 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import closing, suppress
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.logs_of import SOON, assert_valid, let_sleep, log_of, wait_for
 
-from nitinol import Agent, Approval, Delta, ModelRequest, Runtime, tool
+from nitinol import Agent, Approval, Delta, ModelRequest, Prices, Runtime, tool
 from nitinol.actors.agent_actor import Crash
 from nitinol.errors import ConfigurationError
 from nitinol.http import Http
 from nitinol.journal.audit import audit
 from nitinol.journal.blobs import LARGE
-from nitinol.testing import Answer, ScriptedProvider, call, crash
+from nitinol.journal.read_only import ReadOnlyJournal
+from nitinol.testing import Answer, ScriptedProvider, call, crash, gate
 
 
 @pytest.fixture
@@ -263,6 +265,37 @@ def test_a_store_of_the_first_schema_is_brought_up_to_date(path: Path) -> None:
         assert rt.handle(handle.run_id).result(SOON).text == "done"
         assert len(rt.get("done").history()) == 2
         assert_valid(rt.get("waits"))
+
+
+def test_a_store_of_the_second_schema_is_brought_up_to_date(path: Path) -> None:
+    """What an attempt in flight has reserved is read from its log."""
+    began = threading.Event()
+
+    def script(request: ModelRequest) -> Answer:
+        began.set()
+        return gate("never")
+
+    model = ScriptedProvider(script, prices=Prices(input="3", output="15"), max_output_tokens=500)
+    agent = Agent(name="spender", model=model)
+    rt = Runtime(path, agents=[agent], drain=0.0)
+    rt.start(agent, key="k").send("go")
+    assert began.wait(SOON)
+    copy = path.with_name("copy.db")  # as a process that dies now leaves it
+    with closing(sqlite3.connect(path)) as connection, closing(sqlite3.connect(copy)) as there:
+        connection.backup(there)
+    rt.stop()
+    with closing(sqlite3.connect(copy)) as connection:  # as the second version wrote it
+        connection.execute("DROP INDEX heads_reserved")
+        connection.execute("ALTER TABLE heads DROP COLUMN reserved")
+        connection.execute("UPDATE meta SET value = '2' WHERE name = 'schema'")
+        connection.commit()
+    Runtime(copy, drain=0.0).stop()
+    assert audit(copy).faults == []
+    journal = ReadOnlyJournal(copy)
+    (head,) = journal.heads(reserved=True)
+    journal.close()
+    assert head.reserved is not None
+    assert head.reserved.usd > 500 * Decimal("0.000015")
 
 
 @pytest.mark.parametrize("seconds", [0, -5, math.nan, "soon"])

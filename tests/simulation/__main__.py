@@ -59,7 +59,7 @@ def _sum_up(reports: Iterator[Report], seeds: int, bug: str | None) -> int:
     print(f"{done} seeds in {seconds:.1f} s ({done / seconds:.1f} a second): {failed or 'none'} failed")
     print(
         f"{total.lives} lives, {total.virtual / 86_400:.1f} days, {total.steps} steps, {total.events} events, {total.requests}"
-        f" requests, {total.executions} executions, {total.power_cuts} power cuts, {total.faults} disk errors"
+        f" requests ({total.limited} came too soon), {total.executions} executions, {total.power_cuts} power cuts, {total.faults} disk errors"
     )
     if seeds > 1:
         print("how lives ended:", ", ".join(f"{how} {count}" for how, count in sorted(total.crashes.items())))

@@ -103,6 +103,11 @@ class Outside:
     shown: dict[str, At | None] = field(default_factory=dict["str", "At | None"])
     """By run, the attempt that is open by the events that a subscriber saw."""
     words: int = 0
+    every: float | None = None
+    """Seconds in which a model takes one request of all that come; `None` = it takes them all."""
+    limited: int = 0
+    """Requests that came too soon for that."""
+    _free_at: dict[str, float] = field(default_factory=dict[str, float])
 
     def fail(self, what: str) -> None:
         """Something is wrong."""
@@ -146,6 +151,17 @@ class Outside:
         last = request.messages[-1].role if request.messages else None
         if wrong or (last == "assistant" and request.run_id not in self.paused):
             self.fail(f"the request of attempt {at} is refused: {wrong or 'an assistant has the last word'}")
+
+    def too_soon(self, model: str, now: float) -> float | None:
+        """Seconds until this model takes a request, or `None`: it takes this one."""
+        if self.every is None:
+            return None
+        wait = self._free_at.get(model, 0.0) - now
+        if wait > 0:
+            self.limited += 1
+            return wait
+        self._free_at[model] = now + self.every
+        return None
 
     def do(self, life: Heard, ctx: ToolContext, name: str, replay: str) -> str:
         """A tool does what it does."""
@@ -248,9 +264,12 @@ PRICES = Prices(input="3", output="15", source="simulated")
 
 
 class SimProvider:
-    """A vendor: it takes its time, fails in every way that vendors do, and refuses what is no conversation."""
+    """A vendor: it takes its time, fails in every way that vendors do, and refuses what is no conversation.
 
-    name = "sim"
+    In some worlds it limits the rate of requests, and does not always say when the next may come.
+    """
+
+    name, account = "sim", "one"
 
     def __init__(self, life: Any, model: str, trouble: float, window: int | None = None) -> None:
         self.model = model
@@ -263,6 +282,9 @@ class SimProvider:
         outside: Outside = self._life.outside
         random = outside.random
         outside.hear(self._life, request)
+        wait = outside.too_soon(self.model, self._life.env.monotonic())
+        if wait is not None:
+            raise errors.RateLimited("too fast", status_code=429, retry_after=wait if random.random() < 0.7 else None)
         await asyncio.sleep(random.random() ** 4 * 5)
         trouble = random.random() < self._trouble
         if trouble and random.random() < 0.6:

@@ -14,6 +14,7 @@ from tests.simulation.world import OpenJournal, Report, simulate
 from nitinol.actors.actor import Answer, Down, LoopActor
 from nitinol.actors.agent_actor import Cell
 from nitinol.actors.children import ActorChild
+from nitinol.actors.gate import Line
 from nitinol.actors.patience import Patience
 from nitinol.actors.supervisor import Child, Supervisor
 from nitinol.env import Env, Loop
@@ -256,6 +257,17 @@ def lose_what_a_supervisor_was_told() -> Generator[OpenJournal, None, None]:
         yield SqliteJournal
 
 
+@contextmanager
+def leave_them_standing() -> Generator[OpenJournal, None, None]:
+    """Who waits for a provider that limits the rate is never let out."""
+
+    def nobody(line: Line) -> None:
+        """Lets nobody out."""
+
+    with _replaced(Line, "_let_out", nobody):
+        yield SqliteJournal
+
+
 BUGS: dict[str, Callable[[], AbstractContextManager[OpenJournal]]] = {
     function.__name__: function
     for function in (
@@ -263,6 +275,7 @@ BUGS: dict[str, Callable[[], AbstractContextManager[OpenJournal]]] = {
         tell_a_down_twice, forget_a_watcher, start_a_group_in_the_wrong_order, stop_a_group_in_the_wrong_order,
         spare_the_group, restart_nobody_twice, let_the_late_live, forget_agents_in_backoff,
         leave_the_waiters_of_the_parked, carry_out_what_expired, lose_what_a_supervisor_was_told,
+        leave_them_standing,
     )
 }  # fmt: skip
 

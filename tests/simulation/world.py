@@ -74,6 +74,8 @@ class Numbers:
     power_cuts: int = 0
     faults: int = 0
     requests: int = 0
+    limited: int = 0
+    """Of these, how many came too soon for a provider that limits their rate."""
     executions: int = 0
     events: int = 0
     cancelled: Counter[str] = field(default_factory=Counter[str])
@@ -88,7 +90,8 @@ class Numbers:
         self.reached.update(other.reached)
         self.cancelled.update(other.cancelled)
         self.troupe.update(other.troupe)
-        for name in ("lives", "steps", "power_cuts", "faults", "requests", "executions", "events", "virtual"):
+        counted = ("lives", "steps", "power_cuts", "faults", "requests", "limited", "executions", "events", "virtual")
+        for name in counted:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
@@ -112,7 +115,8 @@ class World:
         self.random = Random(f"world {seed}")
         self.platter = Platter()
         self.elapsed = 0
-        self.outside = Outside(Random(f"outside {seed}"), self.trace)
+        every = Random(f"limit {seed}").choice((None, None, 1.0, 20.0))
+        self.outside = Outside(Random(f"outside {seed}"), self.trace, every=every)
         self.make_agents = some_agents(self.random)
         self.keys = KEYS[: self.random.choice((1, 3, 3, 4, 8))]
         self.numbers = Numbers()
@@ -144,6 +148,7 @@ class World:
             logger.propagate = before
         numbers = self.numbers
         numbers.requests = len(self.outside.requests)
+        numbers.limited = self.outside.limited
         numbers.executions = sum(len(done) for done in self.outside.executions.values())
         numbers.virtual = self.elapsed / 1e9
         return Report(self.seed, self.outside.wrong, self.hash, numbers)

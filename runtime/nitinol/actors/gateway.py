@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from decimal import Decimal
 from functools import partial
 from typing import Any, cast, get_args
@@ -12,6 +13,7 @@ from typing import Any, cast, get_args
 from nitinol import events as ev
 from nitinol import provider as providers
 from nitinol.actors.bus import EventBus
+from nitinol.actors.gate import Gates, Pass
 from nitinol.actors.hook_runner import HookFailed, HookRunner, hook_context
 from nitinol.actors.ledger import Ledger
 from nitinol.actors.port import Port, Stopper
@@ -28,7 +30,15 @@ from nitinol.compaction import (
     summary_prompt,
 )
 from nitinol.env import Env, Loop
-from nitinol.errors import ConfigurationError, ConnectionFailed, MalformedResponse, ProviderError, ProviderTimeout
+from nitinol.errors import (
+    ConfigurationError,
+    ConnectionFailed,
+    InvalidRequest,
+    MalformedResponse,
+    NotRecorded,
+    ProviderError,
+    ProviderTimeout,
+)
 from nitinol.hooks import Halt
 from nitinol.http import HttpPool
 from nitinol.inputs import (
@@ -47,6 +57,7 @@ from nitinol.machine import (
 from nitinol.messages import Compacted, Message, StopReason, Text, fault
 from nitinol.prices import PriceList
 from nitinol.provider import Delta, ModelInfo, ModelRequest, ModelResponse, Provider, UsageSoFar
+from nitinol.recording import is_playing
 from nitinol.state import AgentState, later
 from nitinol.tool_spec import Tool
 from nitinol.usage import NO_USAGE, Usage
@@ -68,6 +79,7 @@ class ModelGateway:
         self.flying: dict[str, asyncio.Task[None]] = {}
         """By key: the attempt that is not over yet."""
         self.log = get_logger()
+        self.gates = Gates(env, core, self.log)
 
     def start(self, effect: CallModel, port: Port, agent: Agent[Any], state: AgentState) -> Stopper:
         """Begin an attempt; its outcome is told to the port."""
@@ -113,6 +125,8 @@ class _Attempt:
         self.provider: Provider | None = None
         self.info = ModelInfo()
         self.prices: PriceList | None = None
+        self.leave: Pass | None = None
+        """The gate's; `None` where no provider is asked."""
         self.sent = False
         self.texts: list[str] = []
         self.characters = 0
@@ -171,7 +185,7 @@ class _Attempt:
         self.port.tell(Cancel(run_id=self.effect.run_id, by="hook", status="failed", reason=str(error)))
 
     async def _delay(self) -> None:
-        if providers.overridden() is not None:  # tests never wait for a retry
+        if _is_rehearsed():
             return
         delay = (self.effect.not_before - self.gateway.env.now()) / 1e9
         if delay > 0:
@@ -187,6 +201,8 @@ class _Attempt:
         self.name = model_name(self.provider)
         self.info = await self._ask_info(self.provider)
         self.prices = agent.prices or self.info.prices
+        if not _is_rehearsed():
+            self.leave = await self.gateway.gates.enter(model, self.provider, self.port.key)
         self.window = agent.context_window or self.info.context_window or DEFAULT_WINDOW
         self.messages, self.added, self.removed = self.port.view_of(state)
         instructions = agent.instructions
@@ -400,6 +416,7 @@ class _Attempt:
                     self.characters += len(part.text)
                 elif isinstance(part, Delta):
                     if not self.characters:
+                        self._was_taken()
                         seconds = gateway.env.monotonic() - started
                         first = ev.ephemeral(
                             ev.ModelFirstToken, began, gateway.env.now(), port.committed.seq, seconds=seconds
@@ -433,6 +450,7 @@ class _Attempt:
     async def _finish(self, response: ModelResponse, duration: float) -> None:
         effect, provider = self.effect, cast("Provider", self.provider)
         self.usage = response.usage or self.usage
+        self._was_taken()
         if self.compacting is None and self.agent.has_hook("after_model"):
             answer = await self.gateway.hooks.run("after_model", self.agent, self.port.committed, response)
             if isinstance(answer, Halt):
@@ -451,19 +469,26 @@ class _Attempt:
                 response=response,
                 usage=usage,
                 cost=self._cost(usage),
-                price_source=self.prices.source if self.prices is not None else None,
+                price_source=self._source(usage),
                 estimated=self.usage is None,
                 duration=duration,
             )
         )
 
+    def _was_taken(self) -> None:
+        if self.leave is not None:
+            self.leave.accept()
+
     def _fail(self, error: Exception, error_type: str | None = None) -> None:
         effect, provider = self.effect, self.provider
+        if self.leave is not None:
+            self.leave.fail(error)
         known = error if isinstance(error, ProviderError) else ProviderError(describe(error))
         usage: Usage | None = None
         if self.sent:
             # Who got no connection, or an HTTP error, owes nothing; anything later is owed, at least the input.
-            unheard = isinstance(error, ConnectionFailed) and known.status_code is None
+            unsent = isinstance(error, (ConnectionFailed, ConfigurationError, InvalidRequest, NotRecorded))
+            unheard = unsent and known.status_code is None
             refused = not self.characters and self.usage is None and (unheard or (known.status_code or 0) >= 400)
             usage = NO_USAGE if refused else self._so_far()
         elif self._is_open():
@@ -483,7 +508,7 @@ class _Attempt:
                 request_id=known.request_id,
                 usage=usage,
                 cost=Decimal(0) if usage is NO_USAGE else self._cost(usage) if usage is not None else None,
-                price_source=self.prices.source if self.prices is not None else None,
+                price_source=self._source(usage),
                 estimated=usage is not NO_USAGE,
                 text="".join(self.texts),
                 characters=self.characters if self.compacting is None else 0,
@@ -512,12 +537,26 @@ class _Attempt:
         shown = self._estimate()
         if self.usage is None:
             return shown
-        return replace(self.usage, output_tokens=max(self.usage.output_tokens, shown.output_tokens))
+        told = self.usage
+        tokens = max(told.output_tokens, shown.output_tokens)
+        return replace(told, input_tokens=told.input_tokens or shown.input_tokens, output_tokens=tokens)
 
     def _cost(self, usage: Usage) -> Decimal | None:
         if usage.reported_cost is not None:
             return usage.reported_cost
         return self.prices.cost(usage) if self.prices is not None else None
+
+    def _source(self, usage: Usage | None) -> str | None:
+        """Where the cost of a usage comes from, with a date."""
+        if usage is not None and usage.reported_cost is not None:
+            day = datetime.fromtimestamp(self.gateway.env.now() // 10**9, UTC)
+            return f"reported by {cast('Provider', self.provider).name} ({day:%Y-%m-%d})"
+        return self.prices.source if self.prices is not None else None
+
+
+def _is_rehearsed() -> bool:
+    """Whether no provider is really asked: tests never wait for a retry."""
+    return providers.overridden() is not None or is_playing()
 
 
 def _check(response: ModelResponse, provider: Provider) -> None:

@@ -1,0 +1,102 @@
+"""Gemini, by its own API: `models/{model}:streamGenerateContent`, v1beta.
+
+The key comes from `GOOGLE_API_KEY`, else `GEMINI_API_KEY`, the base URL from `GOOGLE_GEMINI_BASE_URL`, as for Google's SDK.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from urllib.parse import quote, urlsplit
+
+from nitinol.errors import ConfigurationError, MissingKey, ProviderError
+from nitinol.http import Http
+from nitinol.http_errors import redact
+from nitinol.provider import ModelInfo, ModelRequest, StreamPart, account_of
+from nitinol_providers import catalog
+from nitinol_providers.gemini_answer import GeminiAnswer, classify, retry_delay
+from nitinol_providers.gemini_request import NAME, body
+from nitinol_providers.openai_compatible import checked_url
+
+_KEYS = ("GOOGLE_API_KEY", "GEMINI_API_KEY")
+_SIGNED = {"authorization", "x-goog-api-key"}
+_DEFAULT = "https://generativelanguage.googleapis.com"
+
+
+class Gemini:
+    """A Gemini model. Immutable; any number of agents may share one.
+
+    `Agent.extra` takes what else the API takes, in its own words, such as
+    `{"tools": [{"googleSearch": {}}], "generationConfig": {"topK": 40}, "safetySettings": […]}`. It is merged with what
+    we send, object by object, and wins; tools are added to ours. The API caches prompts by itself: `cache` changes nothing.
+
+    Args:
+        model: The name sent to Google, such as `gemini-2.5-pro`; `models/…` and `tunedModels/…` are taken as they are.
+        api_key: None = from the environment. A base URL of one's own may need none.
+        base_url: Up to but without `/v1beta`; None = from the environment, else Google's.
+        headers: Sent with each request, after ours and over them.
+
+    Raises:
+        MissingKey: Google wants a key, and there is none.
+        ConfigurationError: The model is empty, or the base URL is no http address.
+    """
+
+    name = NAME
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        api_key: str | None = None,
+        base_url: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        if not model.strip():
+            raise ConfigurationError("gemini: the model's name is empty; write for instance 'gemini:gemini-2.5-pro'")
+        given = base_url if base_url is not None else os.environ.get("GOOGLE_GEMINI_BASE_URL", "").strip()
+        key = api_key if api_key is not None else next(filter(None, map(os.environ.get, _KEYS)), "")
+        if not key.strip() and not given and _SIGNED.isdisjoint(map(str.lower, headers or ())):
+            raise MissingKey(f"gemini needs a key: set {_KEYS[1]}, or give api_key=")
+        self.model = model
+        self.base_url = checked_url(given if base_url is not None else given or _DEFAULT, NAME)
+        parts = urlsplit(self.base_url)
+        path = f"{parts.path}/v1beta/{'' if '/' in model else 'models/'}{quote(model)}:streamGenerateContent"
+        query = f"{parts.query}&alt=sse" if parts.query else "alt=sse"  # without it, the stream is one long JSON list
+        self._url = parts._replace(path=path, query=query).geturl()
+        self._headers = {**({"x-goog-api-key": key.strip()} if key.strip() else {}), **(headers or {})}
+        self.account = account_of(self.base_url, *self._headers.values())
+
+    def __repr__(self) -> str:
+        parts = urlsplit(self.base_url)
+        shown = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+        return f"Gemini({self.model!r}, base_url={shown!r})"
+
+    def info(self) -> ModelInfo:
+        """From the catalogue, which is imported once (0.2 s)."""
+        return catalog.model_info(self.model.removeprefix("models/"), vendor="google")
+
+    async def stream(self, request: ModelRequest, http: Http) -> AsyncGenerator[StreamPart, None]:
+        """Ask the model; see `Provider.stream`."""
+        answer = GeminiAnswer(self.model, request)
+        delay: float | None = None
+
+        def refused(status: int, text: str) -> type[ProviderError] | None:
+            nonlocal delay
+            delay = retry_delay(text)
+            return classify(status, text)
+
+        sent = body(self.model, request)
+        events = http.sse("POST", self._url, headers=self._headers, json=sent, classify=refused, until=b"[DONE]")
+        try:
+            async with aclosing(events):
+                async for data in events:
+                    for part in answer.read(data):
+                        yield part
+            response = answer.response()
+        except ProviderError as error:
+            if error.retry_after is None:
+                error.retry_after = delay
+            error.args = (redact(str(error), self._headers),)
+            raise
+        yield response

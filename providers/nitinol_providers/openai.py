@@ -1,0 +1,126 @@
+"""The Responses API, of OpenAI and of xAI.
+
+    model string    key               base URL from
+    openai:…        OPENAI_API_KEY    OPENAI_BASE_URL, else OpenAI's own
+    xai:…           XAI_API_KEY
+
+Nothing is stored at the vendor: each request holds the whole conversation, and a model's own thinking goes back to it
+encrypted, as it came. Any other model gets the words alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import replace
+from urllib.parse import urlsplit
+
+from nitinol.errors import ConfigurationError, ProviderError
+from nitinol.http import Http, drain
+from nitinol.http_errors import redact
+from nitinol.provider import ModelInfo, ModelRequest, StreamPart, account_of
+from nitinol_providers import catalog
+from nitinol_providers.openai_compatible import authorization, checked_url
+from nitinol_providers.overflow import classify
+from nitinol_providers.responses_answer import ResponsesAnswer
+from nitinol_providers.responses_request import DIALECTS, OPENAI, body
+
+
+class OpenAI:
+    """A model behind the Responses API. Immutable; any number of agents may share one.
+
+    `thinking=` is sent as a level of effort (tokens become one), and summaries of the thinking are asked for.
+    `temperature=` is left out for models that think, which refuse it, and `thinking=` for models that do not, so that a
+    fallback does not fail on an option of the first model. `extra=` is sent as it is, whatever the model: its `tools`
+    (the vendor's own, such as `{"type": "web_search"}`) and `include` are added to ours, its objects (`reasoning`,
+    `text`) merged, and the rest replaces ours. A schema is strict, for a tool and for `output=`, where strict mode can
+    say it.
+
+    Args:
+        model: The name sent to the vendor.
+        api_key: None = from `OPENAI_API_KEY`. A server of one's own may want none.
+        base_url: Up to but without `/responses`; None = from `OPENAI_BASE_URL`, else OpenAI's own.
+        headers: Sent with each request, after ours and over them.
+        organization: None = from `OPENAI_ORG_ID`.
+        project: None = from `OPENAI_PROJECT_ID`.
+        name: The vendor: `"openai"`, `"xai"` (which brings its own address, variable and dialect), or another, which
+            speaks as OpenAI does and needs `base_url`.
+
+    Raises:
+        MissingKey: The vendor wants a key, and there is none.
+        ConfigurationError: The model is empty, or the base URL is no http address.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        api_key: str | None = None,
+        base_url: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        organization: str | None = None,
+        project: str | None = None,
+        name: str = "openai",
+    ) -> None:
+        if not model.strip():
+            raise ConfigurationError(f"{name}: the model's name is empty; write for instance '{name}:gpt-5.4'")
+        if name not in DIALECTS and base_url is None:
+            raise ConfigurationError(f"{name!r} is no known vendor ({', '.join(sorted(DIALECTS))}); give base_url=")
+        dialect = DIALECTS.get(name) or replace(OPENAI, name=name, key_variable=None, catalog=None)
+        given = base_url if base_url is not None else os.environ.get(dialect.url_variable or "", "").strip()
+        self.name = name
+        self.model = model
+        self.base_url = checked_url(dialect.base_url if base_url is None and not given else given, name)
+        parts = urlsplit(self.base_url)
+        self._url = parts._replace(path=f"{parts.path.rstrip('/')}/responses").geturl()
+        self._dialect = dialect
+        told = {"openai-organization": organization, "openai-project": project}
+        if name == "openai":
+            told["openai-organization"] = organization or os.environ.get("OPENAI_ORG_ID")
+            told["openai-project"] = project or os.environ.get("OPENAI_PROJECT_ID")
+        self._headers = {
+            **authorization(api_key, dialect.key_variable, not given, name),
+            **{header: value for header, value in told.items() if value},
+            **(headers or {}),
+        }
+        self.account = account_of(self._url, *self._headers.values())
+
+    def __repr__(self) -> str:
+        parts = urlsplit(self.base_url)
+        shown = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+        return f"OpenAI({self.model!r}, name={self.name!r}, base_url={shown!r})"
+
+    def info(self) -> ModelInfo:
+        """From the catalogue, which is imported once (0.2 s), by the vendor's name, wherever its API is."""
+        return catalog.model_info(self.model, vendor=self._dialect.catalog)
+
+    async def stream(self, request: ModelRequest, http: Http) -> AsyncGenerator[StreamPart, None]:
+        """Ask the model; see `Provider.stream`."""
+        answer = ResponsesAnswer(self.name, self.model, request)
+        sent = body(self._dialect, self.model, request)
+        events = http.sse("POST", self._url, headers=self._headers, json=sent, classify=classify)
+        try:
+            async with aclosing(events):
+                async for data in events:
+                    for part in answer.read(data):
+                        yield part
+                    if answer.ended:
+                        await drain(events)
+                        break
+            response = answer.response()
+        except ProviderError as error:
+            error.args = (redact(str(error), self._headers),)
+            raise
+        yield response
+
+
+def xai(
+    model: str,
+    *,
+    api_key: str | None = None,
+    base_url: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> OpenAI:
+    """The entry point of `xai:`; as `OpenAI`, with xAI's address, key and dialect."""
+    return OpenAI(model, name="xai", api_key=api_key, base_url=base_url, headers=headers)
