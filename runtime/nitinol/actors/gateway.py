@@ -26,7 +26,7 @@ from nitinol.compaction import (
     Plan,
     estimate_tokens,
     going,
-    handoff_tokens,
+    summary_output,
     summary_prompt,
 )
 from nitinol.env import Env, Loop
@@ -292,9 +292,9 @@ class _Attempt:
         policy, now = agent.compaction or Compaction(), self.gateway.env.now()
         due = summary_due(state) or later(now, policy.deadline)
         room = state.gauge.asks(self.name).room(policy, self.window, 0)
-        words = handoff_tokens(room)
-        prompt = summary_prompt(state.transcript, state.compacted, plan.compacted, room - 2 * words)
-        limits = [4 * words, *([self.info.max_output_tokens] if self.info.max_output_tokens else [])]
+        output = summary_output(room)
+        prompt = summary_prompt(state.transcript, state.compacted, plan.compacted, room - output)
+        limits = [output, *([self.info.max_output_tokens] if self.info.max_output_tokens else [])]
         left = max((due - now) / 1e9, 0.001)
         asked = request.replace(
             messages=(Message(role="user", parts=(Text(prompt),)),),
