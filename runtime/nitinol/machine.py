@@ -701,6 +701,7 @@ def _attempt_ready(d: _Decision, input: AttemptReady) -> None:
         or d.run.ending
         or d.run.attempt_open
         or d.run.attempt + 1 != input.attempt
+        or d.state.stopped  # a stop has overtaken it, and nobody would fly it
     ):
         return
     grant = input.grant
