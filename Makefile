@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 N := 200
 SEED :=
 
-.PHONY: demo test simulate spending chaos lint bench clean
+.PHONY: demo test simulate spending fuzz chaos lint bench clean
 
 demo: $(VENV)/.model  ## Supervised agents on a real small model; one crashes and comes back.
 	$(BIN)/nitinol demo
@@ -21,6 +21,9 @@ simulate: $(VENV)/.dev  ## Whole worlds from seeds, crashed at every named point
 
 spending: $(VENV)/.dev  ## One budget, many agents, and a vendor with a bill of its own; ARGS=--naive to compare.
 	$(BIN)/python -m tests.simulation.spending --seeds $(SEEDS) $(ARGS)
+
+fuzz: $(VENV)/.dev  ## Damaged answers of every vendor, SECONDS=300 of them for each parser.
+	NITINOL_FUZZ=$(or $(SECONDS),300) $(BIN)/python -m tests.fuzz
 
 lint: $(VENV)/.dev  ## Style, types, and the order of rooms.
 	$(BIN)/ruff check

@@ -26,6 +26,7 @@ BENCHES = (
     "sleeping",
     "prices",
     "sse",
+    "gate",
     "import_time",
 )
 

@@ -67,6 +67,11 @@ NATIVES = st.builds(Native, data=st.dictionaries(SAID, JSON, max_size=2), text=W
 SPOKEN: st.SearchStrategy[Part] = st.builds(Text, SAID) | THOUGHTS | NATIVES | calls() | media()
 
 
+def _id_of(part: Part) -> object:
+    """What no two parts of a message share."""
+    return part.call_id if isinstance(part, ToolCall) else id(part)
+
+
 @st.composite
 def answers(draw: st.DrawFn, call: ToolCall) -> ToolAnswer:
     """What came of a call."""
@@ -80,7 +85,7 @@ def conversations(draw: st.DrawFn, own: st.SearchStrategy[Message] | None = None
     foreign = st.builds(
         Message,
         role=st.just("assistant"),
-        parts=st.lists(SPOKEN, min_size=1, max_size=5).map(tuple),
+        parts=st.lists(SPOKEN, min_size=1, max_size=5, unique_by=_id_of).map(tuple),
         provider=st.sampled_from(("anthropic", "gemini", "mistral", "openai", "xai", None)),
         model=st.sampled_from(("a", "b", None)),
     )

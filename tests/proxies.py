@@ -51,7 +51,7 @@ class Proxy(Server):
         try:
             await asyncio.gather(_pump(reader, away), _pump(there, writer))
         finally:
-            away.close()
+            away.transport.abort()
         return False
 
 

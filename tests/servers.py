@@ -167,8 +167,13 @@ class Server:
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
-            self._tasks.discard(task)
             writer.close()
+            if self._tls:  # to say goodbye in TLS takes two; nothing may be left of it when the loop ends
+                with suppress(Exception):
+                    async with asyncio.timeout(1.0):
+                        await writer.wait_closed()
+                writer.transport.abort()
+            self._tasks.discard(task)
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")

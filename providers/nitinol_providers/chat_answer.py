@@ -154,21 +154,21 @@ class ChatAnswer:
     def _read_choice(self, choice: Any, made: list[StreamPart]) -> None:
         delta = choice.get("delta") or choice.get("message")
         if delta:
-            if thought := _text(delta.get("reasoning_content") or delta.get("reasoning")):
+            if thought := as_text(delta.get("reasoning_content") or delta.get("reasoning")):
                 self._say("thinking", thought, made)
             if content := delta.get("content"):
                 if isinstance(content, str):
                     self._say("text", content, made)
                 else:
                     self._read_list(content, made)
-            if refusal := _text(delta.get("refusal")):
+            if refusal := as_text(delta.get("refusal")):
                 self._refused = True
                 self._say("text", refusal, made)
             if details := delta.get("reasoning_details"):
                 self._read_details(details)
             for call in delta.get("tool_calls") or ():
                 self._read_call(call, made)
-        if finish := _text(choice.get("finish_reason")):
+        if finish := as_text(choice.get("finish_reason")):
             self._finish = finish
 
     def _say(self, kind: Any, text: str, made: list[StreamPart]) -> None:
@@ -185,7 +185,7 @@ class ChatAnswer:
                 text = thought if isinstance(thought, str) else "".join(piece.get("text") or "" for piece in thought)
                 if text:
                     self._say("thinking", text, made)
-            elif text := _text(item.get("text")):
+            elif text := as_text(item.get("text")):
                 self._say("text", text, made)
 
     def _read_details(self, details: Any) -> None:
@@ -201,8 +201,8 @@ class ChatAnswer:
     def _read_call(self, delta: Any, made: list[StreamPart]) -> None:
         function = _object(delta.get("function"))
         id = delta.get("id")
-        id = str(id) if isinstance(id, int) else _text(id)  # some servers only count
-        number = self._number(delta.get("index"), id or None, _text(function.get("name")))
+        id = str(id) if isinstance(id, int) else as_text(id)  # some servers only count
+        number = self._number(delta.get("index"), id or None, as_text(function.get("name")))
         arguments = function.get("arguments")
         if arguments:
             text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
@@ -320,7 +320,7 @@ def _object(value: Any) -> Mapping[str, Any]:
     return value or {}
 
 
-def _text(value: Any) -> str:
+def as_text(value: Any) -> str:
     """A text that may be null. Anything else is a mistake that no later place would notice in time."""
     if value is not None and not isinstance(value, str):
         raise TypeError(f"{value!r:.80} is no text")

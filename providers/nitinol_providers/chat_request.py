@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ _SOUND = {"audio/wav": "wav", "audio/x-wav": "wav", "audio/wave": "wav", "audio/
 _TOKENS = {"low": 2048, "medium": 8192, "high": 24576}
 _LONGEST_ID = 40
 """OpenAI's limit; another server's ids, and ours, may be longer."""
+_NO_NAME = re.compile(r"[^a-zA-Z0-9_-]")
 _LETTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 
@@ -94,7 +96,7 @@ def _call(vendor: Vendor, call: ToolCall) -> dict[str, Any]:
     return {
         "id": _id(vendor, call.call_id),
         "type": "function",
-        "function": {"name": call.name, "arguments": arguments_text(call)},
+        "function": {"name": known_name(call.name), "arguments": arguments_text(call)},
     }
 
 
@@ -165,6 +167,11 @@ def document_text(part: Document) -> str | None:
 def answer_text(part: ToolAnswer) -> str:
     """What a tool answered, for an API that has no other mark of an error."""
     return f"Error: {part.text}" if part.error and not part.text.lower().startswith("error") else part.text
+
+
+def known_name(name: str) -> str:
+    """A tool's name as the APIs take it in a history, where a model may have made one up."""
+    return _NO_NAME.sub("_", name)[:64] or "_"
 
 
 def arguments_text(call: ToolCall) -> str:

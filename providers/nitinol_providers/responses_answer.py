@@ -11,7 +11,7 @@ from nitinol.errors import MalformedResponse, ProviderError
 from nitinol.messages import DeltaKind, Message, Native, Part, StopReason, Text, Thinking
 from nitinol.provider import Delta, ModelRequest, ModelResponse, StreamPart, UsageSoFar
 from nitinol.usage import Usage
-from nitinol_providers.chat_answer import chunk_error, count, make_calls, parse_event, reported_cost
+from nitinol_providers.chat_answer import as_text, chunk_error, count, make_calls, parse_event, reported_cost
 
 _DELTAS: Mapping[str, tuple[DeltaKind, str]] = {
     "response.output_text.delta": ("text", "content_index"),
@@ -109,15 +109,15 @@ class ResponsesAnswer:
 
     def _read_response(self, response: Mapping[str, Any]) -> None:
         if self._id is None and response.get("id"):
-            self._id = _text(response["id"])
+            self._id = as_text(response["id"])
         if response.get("model"):
-            self._raw_model = _text(response["model"])
+            self._raw_model = as_text(response["model"])
         if raw := response.get("usage"):
             self._usage = read_usage(raw, response.get("output") or [item.raw for item in self._items.values()])
 
     def _read_item(self, event: Mapping[str, Any], done: bool, made: list[StreamPart]) -> None:
         raw = _object(event["item"])
-        _text(raw["type"])
+        as_text(raw["type"])
         key = self._key(event, raw.get("id"))
         item = self._items.get(key)
         if item is None:
@@ -138,7 +138,7 @@ class ResponsesAnswer:
             raise ValueError("no item of this place or id was added")
         self._told.update((where, event.get("item_id")))
         key = (event["type"], event.get(place) or 0)
-        text = _text(event["delta"])
+        text = as_text(event["delta"])
         if key not in item.pieces:
             if kind == "thinking" and item.pieces:
                 made.append(Delta(kind, "\n\n", item.index))
@@ -161,7 +161,7 @@ class ResponsesAnswer:
         raw = item.raw
         if raw["type"] == "function_call":
             if arguments := raw.get("arguments"):
-                made.append(Delta("tool_args", _text(arguments), item.index))
+                made.append(Delta("tool_args", as_text(arguments), item.index))
             return
         thought = _thought(raw) if raw["type"] == "reasoning" else ""
         words = [text for _, text in _contents(raw)] if raw["type"] == "message" else [thought]
@@ -176,7 +176,7 @@ class ResponsesAnswer:
             return
         output = [_object(raw) for raw in response.get("output") or ()]
         for place, raw in enumerate(output):
-            _text(raw["type"])
+            as_text(raw["type"])
             if place not in self._told and (raw.get("id") is None or raw["id"] not in self._told):
                 self._show(_Item(raw, index=self._calls), made)
                 self._calls += raw["type"] == "function_call"
@@ -209,9 +209,9 @@ class ResponsesAnswer:
                 self._request,
                 (
                     (
-                        _text(raw.get("call_id") or ""),
-                        _text(raw["name"]),
-                        _text(raw.get("arguments") or ""),
+                        as_text(raw.get("call_id")),
+                        as_text(raw["name"]),
+                        as_text(raw.get("arguments")),
                         _rest(raw, keep),
                     )
                     for raw in found
@@ -248,10 +248,16 @@ def read_usage(raw: Mapping[str, Any], output: Iterable[Mapping[str, Any]] = ())
         cache_write_tokens=count(came.get("cache_write_tokens")),
         output_tokens=max(count(raw.get("output_tokens")), total - sent),
         reasoning_tokens=count(went.get("reasoning_tokens")),
-        server_tool_calls=max(
-            sum(item.get("type") in _BILLED for item in output), count(raw.get("num_server_side_tools_used"))
-        ),
+        server_tool_calls=max(sum(map(_is_billed, output)), count(raw.get("num_server_side_tools_used"))),
         reported_cost=reported_cost(raw),
+    )
+
+
+def _is_billed(item: Mapping[str, Any]) -> bool:
+    """Whether an item is a call with a fee. Of a search, opening and reading what it found has none."""
+    action: Mapping[str, Any] = item.get("action") or {}
+    return item.get("type") in _BILLED and (
+        item["type"] != "web_search_call" or action.get("type", "search") == "search"
     )
 
 
@@ -260,7 +266,7 @@ def _contents(raw: Mapping[str, Any]) -> list[tuple[dict[str, Any], str]]:
     made: list[tuple[dict[str, Any], str]] = []
     for content in raw.get("content") or ():
         shape = dict(_object(content))
-        text = _text(shape.pop("refusal" if _text(shape["type"]) == "refusal" else "text", None) or "")
+        text = as_text(shape.pop("refusal" if as_text(shape["type"]) == "refusal" else "text", None))
         made.append((shape, text))
     return made
 
@@ -268,7 +274,7 @@ def _contents(raw: Mapping[str, Any]) -> list[tuple[dict[str, Any], str]]:
 def _thought(raw: Mapping[str, Any]) -> str:
     """Of a reasoning item: its summary, or else the thinking itself."""
     pieces = raw.get("summary") or raw.get("content") or ()
-    return "\n\n".join(_text(_object(piece).get("text") or "") for piece in pieces)
+    return "\n\n".join(as_text(_object(piece).get("text")) for piece in pieces)
 
 
 def _rest(raw: Mapping[str, Any], keep_id: bool) -> str | None:
@@ -318,9 +324,3 @@ def _object(value: Any) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{value!r:.40} is no object")
     return cast("dict[str, Any]", value)
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{value!r:.40} is no text")
-    return value

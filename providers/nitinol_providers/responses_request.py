@@ -19,6 +19,7 @@ from nitinol_providers.chat_request import (
     arguments_text,
     document_text,
     effort,
+    known_name,
     note,
     schema_words,
     short_id,
@@ -27,7 +28,6 @@ from nitinol_providers.strict_schema import rooted, strict
 
 ENCRYPTED = "reasoning.encrypted_content"
 _LONGEST_ID = 64
-_NO_NAME = re.compile(r"[^a-zA-Z0-9_-]")
 _CALLERS = ("direct", "programmatic")
 _OFFICE = (
     "application/pdf",
@@ -165,6 +165,8 @@ class _Conversation:
         self._request = request
         self._stored = bool(request.extra.get("store"))
         self._ids: set[str] = set()
+        self._calls: dict[str, str] = {}
+        """The id of the last call of each id, as it was sent."""
         self._callers: dict[str, Any] = {}
         self._count = 0
 
@@ -254,18 +256,25 @@ class _Conversation:
         rest = _signed(call.signature) if own else {}
         if not self._is_new(rest.get("id")):
             rest.pop("id", None)
-        call_id = short_id(call.call_id, _LONGEST_ID)
+        call_id = self._calls[call.call_id] = self._call_id(call.call_id)
         if "caller" in rest:
             self._callers[call_id] = rest["caller"]
-        name = _NO_NAME.sub("_", call.name)[:64] or "_"  # a model may have made one up; the API refuses it in history
-        return {"type": "function_call", "call_id": call_id, "name": name, "arguments": arguments_text(call), **rest}
+        made = {"type": "function_call", "call_id": call_id, "name": known_name(call.name)}
+        return {**made, "arguments": arguments_text(call), **rest}
+
+    def _call_id(self, call_id: str) -> str:
+        """The id as the API takes it: short, and nobody else's, though ids may repeat from turn to turn."""
+        made = short_id(call_id, _LONGEST_ID)
+        while not self._is_new(f"call {made}"):
+            made = short_id(f"{made}_x", _LONGEST_ID)
+        return made
 
     def _answers(self, message: Message) -> Iterable[dict[str, Any]]:
         later: list[Part] = []
         for part in message.parts:
             if not isinstance(part, ToolAnswer):
                 continue
-            call_id, text = short_id(part.call_id, _LONGEST_ID), answer_text(part)
+            call_id, text = self._calls.get(part.call_id, part.call_id), answer_text(part)
             shown: list[dict[str, Any]] = []
             for medium in part.media:
                 made = self._medium(medium)
@@ -309,8 +318,8 @@ class _Conversation:
 
     def _is_new(self, id: Any) -> bool:
         """Whether an item may go back under its id: the API refuses one twice. None is no id."""
-        if id is None:
-            return True
+        if not isinstance(id, str):
+            return id is None
         new = id not in self._ids
         self._ids.add(id)
         return new

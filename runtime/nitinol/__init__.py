@@ -9,6 +9,7 @@ from nitinol.actors.child_spec import ChildSpec, SupervisorSpec
 from nitinol.agent import Agent, AgentOptions
 from nitinol.budget import Budget
 from nitinol.child_ref import ChildRef, SupervisorRef
+from nitinol.compaction import Compaction
 from nitinol.errors import ToolError
 from nitinol.handle import RunHandle
 from nitinol.hooks import Block, Halt, HookContext, Hooks
@@ -34,6 +35,7 @@ __all__ = [
     "Budget",
     "ChildRef",
     "ChildSpec",
+    "Compaction",
     "Delta",
     "Document",
     "Down",

@@ -14,6 +14,7 @@ from typing import Any, Generic, Literal, TypedDict, get_origin
 import pydantic
 
 from nitinol.budget import Budget
+from nitinol.compaction import Compaction
 from nitinol.errors import ConfigurationError
 from nitinol.hooks import HookContext, HookPoint, Hooks, implementers
 from nitinol.prices import PriceList
@@ -52,6 +53,8 @@ class Agent(Generic[OutT]):
     """What one run may cost."""
     on_unpriced: Literal["block", "warn"] = "block"
     """Under a money budget, a model of unknown price is refused, or used with a warning in the log."""
+    compaction: Compaction | None = field(default_factory=Compaction)
+    """How a conversation that grows too long is shortened. `None` = never: then a request that is too long fails."""
     retry: Retry = field(default_factory=Retry)
     hooks: Sequence[Hooks] = ()
     busy: Busy = "queue"
@@ -73,7 +76,7 @@ class Agent(Generic[OutT]):
     allowed_paths: Sequence[str | Path] | None = None
     """Where the tools' files must lie; `None` = in the working directory."""
     context_window: int | None = None
-    """Tokens; above what the provider knows."""
+    """Tokens; above what the provider knows. `None`, and it knows nothing = 200,000."""
     prices: PriceList | None = None
     """Above what the provider knows."""
 
@@ -183,6 +186,7 @@ class AgentOptions(TypedDict, total=False):
     deadline: float | None
     budget: Budget | None
     on_unpriced: Literal["block", "warn"]
+    compaction: Compaction | None
     retry: Retry
     hooks: Sequence[Hooks]
     busy: Busy
@@ -203,6 +207,7 @@ YEAR = 366 * 86_400.0
 _NONE = type(None)
 _KINDS: Sequence[tuple[str, tuple[type[Any], ...], str]] = (
     ("budget", (Budget, _NONE), "a Budget(…)"),
+    ("compaction", (Compaction, _NONE), "a Compaction(…), or None"),
     ("retry", (Retry,), "a Retry(…)"),
     ("deadline", (int, float, _NONE), "seconds, or None"),
     ("temperature", (int, float, _NONE), "a number, or None"),

@@ -33,6 +33,7 @@
         ContextOverflow, AuthenticationFailed, InvalidRequest, ContentRefused                           not retried
         ScriptExhausted         a `ScriptedProvider` has no answer left
         ScriptFailed            its function raised
+        NotRecorded             a request is not in the recording that stands for the network
 
 A message names the thing with its `repr` and says what to do next. No message holds an API key.
 """
@@ -255,3 +256,9 @@ class ScriptFailed(ProviderError):
     """The function of a `ScriptedProvider` raised, or answered what is no answer."""
 
     summary = "the script's function failed"
+
+
+class NotRecorded(ProviderError):
+    """A request is not in the recording that stands for the network; the message names the difference."""
+
+    summary = "the request is not in the recording"

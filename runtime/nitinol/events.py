@@ -19,7 +19,17 @@ from pydantic import Discriminator, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 from typing_extensions import dataclass_transform
 
-from nitinol.messages import DeltaKind, InputMode, Media, Message, Outcome, RunStatus, StopReason
+from nitinol.messages import (
+    NOTHING_COMPACTED,
+    Compacted,
+    DeltaKind,
+    InputMode,
+    Media,
+    Message,
+    Outcome,
+    RunStatus,
+    StopReason,
+)
 from nitinol.usage import Usage
 
 T = TypeVar("T")
@@ -224,11 +234,12 @@ class TurnStarted(EventBase):
 
 @_event
 class TurnFinished(EventBase):
-    """The model answered and all its tool calls are answered."""
+    """The model answered and all its tool calls are answered. `echo`: a hash of the calls and what came of them."""
 
     type: ClassVar[Literal["turn.finished"]] = "turn.finished"
     stop_reason: StopReason
     tool_calls: int
+    echo: str = ""
 
 
 @_event
@@ -244,6 +255,8 @@ class ModelStarted(EventBase):
     """An attempt: one request is about to be sent. `reserved`: dollars it may cost at most, where known.
 
     `reserved_tokens`: in and out, at most. `capped`: the scope whose budget has lowered `max_output_tokens`.
+    `estimated_tokens`: of the whole request, before calibration. `compacting`: the attempt is to make a summary, which is
+    no answer and not shown; what the view will leave out, with the summary still to come.
     """
 
     type: ClassVar[Literal["model.started"]] = "model.started"
@@ -253,6 +266,9 @@ class ModelStarted(EventBase):
     max_output_tokens: int | None = None
     reserved_tokens: int = 0
     capped: str | None = None
+    estimated_tokens: int = 0
+    context_window: int | None = None
+    compacting: Compacted | None = None
 
 
 @_event
@@ -448,6 +464,23 @@ class BudgetExceeded(EventBase):
 
 
 @_event
+class ContextCompacted(EventBase):
+    """The view of the conversation became shorter; the transcript is as long as before.
+
+    `tokens_before` and `tokens_after`: of the view, estimated. `removed`: messages that went, or whose results did;
+    `through`: the index in `ref.history()` of the last of them. `fallback`: `"truncate"` where no summary stands for them.
+    """
+
+    type: ClassVar[Literal["context.compacted"]] = "context.compacted"
+    tokens_before: int
+    tokens_after: int
+    removed: int
+    through: int
+    fallback: Literal["truncate"] | None
+    view: Compacted = NOTHING_COMPACTED
+
+
+@_event
 class ContextRepaired(EventBase):
     """The transcript was not valid for a model and was mended on the way."""
 
@@ -582,6 +615,7 @@ Event: TypeAlias = (
     | BudgetSettled
     | BudgetWarning
     | BudgetExceeded
+    | ContextCompacted
     | ContextRepaired
     | LoopDetected
     | ModelFirstToken

@@ -15,8 +15,9 @@ from nitinol.tool_spec import ToolResult
 T = TypeVar("T")
 
 HookPoint = Literal[
-    "agent_start", "before_model", "after_model", "before_tool", "after_tool", "on_error", "after_run", "agent_stop"
-]
+    "agent_start", "before_model", "after_model", "before_tool", "after_tool", "on_error", "on_compaction", "after_run",
+    "agent_stop",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +55,8 @@ class Hooks:
     A `def` runs on a worker thread, an `async def` on the user loop, never where agents live. Several hooks run in the
     order of `Agent(hooks=[…])`; each sees what the one before it changed; the first `Halt` wins. Results are committed
     before they take effect, so recovery runs no hook twice for the same committed step; a hook runs at least once.
-    One that raises, or takes longer than `timeout` seconds, fails the run; in `after_run` and `agent_stop` that is
-    only logged.
+    One that raises, or takes longer than `timeout` seconds, fails the run; in `on_compaction`, `after_run` and
+    `agent_stop` that is only logged.
     """
 
     timeout: ClassVar[float] = 30.0
@@ -80,12 +81,15 @@ class Hooks:
     def before_model(
         self, ctx: HookContext, request: ModelRequest
     ) -> ModelRequest | Halt | Awaitable[ModelRequest | Halt | None] | None:
-        """Before each request. Return a changed request, or `None` to leave it."""
+        """Before each request. Return a changed request, or `None` to leave it.
+
+        One whose `purpose` is `"compact"` holds the older messages as text, and asks for a summary of them.
+        """
 
     def after_model(
         self, ctx: HookContext, response: ModelResponse
     ) -> ModelResponse | Halt | Awaitable[ModelResponse | Halt | None] | None:
-        """After each whole answer. Return a changed one, or `None` to leave it."""
+        """After each whole answer; a summary is none. Return a changed one, or `None` to leave it."""
 
     def before_tool(
         self, ctx: HookContext, call: ToolCall
@@ -99,6 +103,12 @@ class Hooks:
 
     def on_error(self, ctx: HookContext, error: str) -> Halt | Awaitable[Halt | None] | None:
         """After each failed attempt at a model."""
+
+    def on_compaction(self, ctx: HookContext, messages: tuple[Message, ...]) -> Halt | Awaitable[Halt | None] | None:
+        """Before the view becomes shorter: `messages` go from it, or the tool results in them do. History keeps them.
+
+        It cannot change what goes; its failure never stops the compaction.
+        """
 
     def after_run(self, ctx: HookContext, result: RunResult[Any]) -> Awaitable[None] | None:
         """After `run.finished` was committed."""

@@ -89,8 +89,8 @@ class HttpPool:
 
     Args:
         transport: What carries httpx's requests. None takes `NITINOL_HTTP_TRANSPORT`, else aiohttp where `httpx-aiohttp`
-            is installed. Both keep every promise made here; aiohttp is the default as a run on it takes about half the
-            CPU that it takes on httpx's own transport (`make bench ARGS=cpu_per_run`).
+            is installed. Both keep every promise made here, by the same tests; aiohttp is the default as a whole run takes
+            between half and two thirds of the CPU on it (`make bench ARGS=cpu_per_run`).
         connections: Most at a time; further requests wait, first come, first served, and that counts as no stall. None =
             as many as the system lets the process have open files, less what others need.
 

@@ -17,7 +17,7 @@ from nitinol.errors import MalformedResponse, ProviderError
 Classify = Callable[[int, str], type[ProviderError] | None]
 """A vendor's own reading of a status and its body's text; None leaves it to `error_type`."""
 
-_SECRETS = ("authorization", "proxy-authorization", "x-api-key", "api-key", "x-goog-api-key")
+_SECRET = re.compile("auth|key|token|secret|password|cookie|credential|signature", re.IGNORECASE)
 _REQUEST_IDS = ("x-request-id", "request-id", "x-requestid", "x-amzn-requestid", "x-generation-id", "cf-ray")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -58,15 +58,27 @@ def error_message(body: object) -> str:
     return str(body)[:500]
 
 
+def keys_in(headers: Mapping[str, str]) -> list[str]:
+    """The keys that these headers carry, by the headers' names."""
+    found: list[str] = []
+    for name, value in headers.items():
+        if _SECRET.search(name):
+            words = value.split()
+            # Behind "Bearer"; shorter ones are placeholders, such as "-".
+            found += [word for word in words[1:] or words if len(word) >= 4]
+    return found
+
+
 def redact(text: str, headers: Mapping[str, str]) -> str:
     """The text without the keys that were sent in these headers."""
-    for name, value in headers.items():
-        if name.lower() in _SECRETS:
-            words = value.split()
-            for secret in words[1:] or words:  # behind "Bearer"
-                if len(secret) >= 4:  # shorter ones are placeholders, such as "-"
-                    text = text.replace(secret, "[key]")
+    for key in keys_in(headers):
+        text = text.replace(key, "[key]")
     return text
+
+
+def is_read(name: str) -> bool:
+    """Whether anything here is decided by this header of an answer, in lower case."""
+    return name in ("content-type", "retry-after", "retry-after-ms", *_REQUEST_IDS) or name.startswith("x-ratelimit-")
 
 
 def status_error(status: int, headers: Mapping[str, str], body: bytes, classify: Classify | None) -> ProviderError:

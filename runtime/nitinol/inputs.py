@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 from nitinol.agent import Agent
 from nitinol.budget import Budget, Grant, Refusal
-from nitinol.messages import InputMode, Media, Message, Outcome, RunStatus, ToolCall
+from nitinol.messages import Compacted, InputMode, Media, Message, Outcome, RunStatus, ToolCall
 from nitinol.provider import ModelResponse
 from nitinol.usage import Usage
 
@@ -146,6 +146,26 @@ class AttemptReady:
     """The amount of the grant is known in money."""
     added: int = 0
     removed: int = 0
+    estimated_tokens: int = 0
+    """Of the request, before calibration."""
+    context_window: int | None = None
+    """Of the model, in tokens."""
+    compacting: Compacted | None = None
+    """It asks for a summary; what the view will leave out then."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TooLong:
+    """A request is longer than its model takes, by `machine.plan_for`, and no summary would help: it is not sent."""
+
+    run_id: str
+    turn: int
+    attempt: int
+    provider: str
+    model: str
+    estimated_tokens: int
+    """Of the request, before calibration."""
+    context_window: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,5 +254,5 @@ class Tick:
 
 Input: TypeAlias = (
     Opened | Crashed | Park | Look | Send | Add | Cancel | Resolve | Reset | Configure | Limit | Warn | Stop
-    | AttemptReady | Answered | Failed | Prepared | Granted | Done | Tick
+    | AttemptReady | TooLong | Answered | Failed | Prepared | Granted | Done | Tick
 )  # fmt: skip

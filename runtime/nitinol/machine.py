@@ -6,9 +6,10 @@ should be in flight; their outcomes are inputs again. Recovery is not a special 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any, Literal, TypeAlias, TypeVar, cast
@@ -18,6 +19,7 @@ import pydantic
 from nitinol import events as ev
 from nitinol.agent import Agent, model_name, parse_output
 from nitinol.budget import Refusal
+from nitinol.compaction import Compacted, Compaction, Plan, going, plan, size_of, truncated
 from nitinol.errors import AgentBusy, AlreadyResolved, ConfigurationError, NotFound
 from nitinol.inputs import (
     Add,
@@ -40,9 +42,10 @@ from nitinol.inputs import (
     Send,
     Stop,
     Tick,
+    TooLong,
     Warn,
 )
-from nitinol.messages import InputMode, Message, Outcome, Part, RunStatus, Text, ToolAnswer, ToolCall
+from nitinol.messages import InputMode, Message, Outcome, Part, RunStatus, StopReason, Text, ToolAnswer, ToolCall
 from nitinol.state import AgentState, CallState, PendingInput, RunState, later
 from nitinol.tool_spec import Approval
 from nitinol.usage import NO_USAGE, Usage
@@ -51,6 +54,10 @@ GRACE = 2.0
 """Seconds that calls in flight have to end after a cancel; then they are `uncertain`."""
 MAX_CALLS = 128
 """Calls of one answer that run. A model decides how many it asks for; a turn of thousands would keep others waiting."""
+LOOP = 3
+"""Turns that call the same and get the same, in a row or by turns with one other, after which the model is told; after as many more the run ends."""
+FULL = 0.98
+"""How much of a window request and answer fill when the answer was cut off by its end: servers count a little apart."""
 MAX_RECOVERIES = 2
 """A run that was open at work in more deaths than this is sealed."""
 
@@ -69,6 +76,8 @@ class CallModel:
     model_index: int
     not_before: int = field(compare=False)
     """Nanoseconds since 1970; 0 = at once."""
+    compactions: int = 0
+    """Of its agent so far: after one more, the request is another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +132,8 @@ def effects(state: AgentState) -> set[Effect]:
         return wanted
     if run.asking:
         attempt = run.attempt if run.attempt_open else run.attempt + 1
-        wanted.add(CallModel(run.run_id, run.turn, attempt, run.model_index, _retry_at(state, run, agent)))
+        not_before = _retry_at(state, run, agent)
+        wanted.add(CallModel(run.run_id, run.turn, attempt, run.model_index, not_before, state.compactions))
     barrier = False
     for call in run.calls:
         if call.stage == "done":
@@ -189,6 +199,44 @@ def _retry_delay(agent: Agent[Any], run: RunState) -> float:
     # The jitter is chance that the log already holds: it differs by run, attempt and nanosecond, and a fold repeats it.
     jitter = random.Random(f"{run.run_id}/{run.turn}/{run.attempt}/{run.failed_at}").random()
     return agent.retry.delay(run.failures, run.retry_after, jitter)
+
+
+def plan_for(state: AgentState, model: str, estimated_tokens: int, context_window: int) -> Plan | None:
+    """What is to be done before a request of so many tokens is sent; `None` = it is sent as it is.
+
+    Args:
+        state: With the run in progress.
+        model: That it goes to, as `provider:model`.
+        estimated_tokens: Of the whole request, by our estimate before calibration.
+        context_window: Of its model.
+
+    Returns:
+        To *summarise* is an attempt of its own (`AttemptReady.compacting`); anything else is `TooLong`.
+    """
+    run, agent, gauge, size = state.run, state.definition, state.gauge.asks(model), state.estimated_tokens
+    if run is None or agent is None or agent.compaction is None:
+        return None
+    if run.compacting is not None:
+        return Plan("summarise", run.compacting)
+    room = gauge.room(agent.compaction, context_window, estimated_tokens - size)
+    if size <= room and not run.overflowed:
+        return None
+    must = run.overflowed or gauge.tokens(estimated_tokens) > context_window
+    found = plan(
+        state.transcript, state.compacted, agent.compaction, room=room, size=size, since=run.since, must=must
+    )  # fmt: skip
+    # A server is the better judge of a request that only a bold calibration finds too long.
+    hopeless = run.overflowed or min(gauge.tokens(estimated_tokens), estimated_tokens) > context_window
+    return found or (Plan("give up", state.compacted) if hopeless else None)
+
+
+def summary_due(state: AgentState) -> int | None:
+    """When a summary that is being made must be there, in nanoseconds since 1970."""
+    run, agent = state.run, state.definition
+    if run is None or run.compacting is None:
+        return None
+    policy = (agent.compaction if agent is not None else None) or Compaction()
+    return later(run.compacting_since, policy.deadline)
 
 
 # ---- decide
@@ -287,14 +335,20 @@ class _Decision:
             self.emit(ev.MessageAppended, message=queued.prompt)
         self.next_turn()
 
-    def next_turn(self, *inputs: PendingInput) -> None:
-        """Begin a turn with these inputs and the steers, unless a limit says no. Every call before is answered."""
+    def next_turn(self, *inputs: PendingInput, called: str = "") -> None:
+        """Begin a turn with these inputs and the steers, unless a limit says no. Every call before is answered.
+
+        Args:
+            called: The first tool of the turn that has ended, if it called any.
+        """
         run, agent = self.run, self.agent
         due = run.due()
         if due is not None and self.now >= due:
             return self.finish("deadline_exceeded", f"the deadline of {run.deadline:g} s has passed")
         if run.turn >= agent.max_turns:
             return self.finish("max_turns", f"the run took {run.turn} turns; max_turns={agent.max_turns}")
+        if called and self.goes_in_circles(called):
+            return
         for item in self.state.inputs:  # in the order of their acceptance
             if item not in inputs and (item.run_id != run.run_id or item.mode != "steer"):
                 continue
@@ -421,8 +475,28 @@ class _Decision:
         if run.paused_at is not None and not any(call.stage == "approval" for call in run.calls):
             self.emit(ev.RunResumed, reason="approval", recoveries=run.recoveries)
         if all(call.stage == "done" for call in run.calls):
+            name = run.calls[0].call.name if run.calls else ""
             self.collect()
-            self.next_turn()
+            self.next_turn(called=name)
+
+    def goes_in_circles(self, name: str) -> bool:
+        """Whether the run ends because it does the same again and again; before that, the model is told."""
+        run = self.run
+        again = [index for index, echo in enumerate(run.echoes) if echo == run.echoes[-1]][-LOOP:]
+        # So often the same, with one other thing between at most: nothing new has come of so many turns.
+        if len(again) < LOOP or len(set(run.echoes[again[0] :])) > 2:
+            return False
+        if run.nudged:
+            self.emit(ev.LoopDetected, name=name, count=2 * LOOP, action="stop")
+            self.finish("loop_detected", f"{name!r} was called again and again, with the same arguments and result")
+            return True
+        self.emit(ev.LoopDetected, name=name, count=LOOP, action="nudge")
+        nudge = (
+            f"You have called {name!r} {LOOP} times with the same arguments, and each time the result was the same. "
+            "Do something else, or answer with what you have: if this goes on, the run ends."
+        )
+        self.emit(ev.MessageAppended, message=Message(role="user", parts=(Text(nudge),)))
+        return False
 
     def collect(self) -> None:
         """All calls of the turn are answered: their answers enter the transcript in call order."""
@@ -441,7 +515,43 @@ class _Decision:
         )
         count = len(run.calls)
         self.emit(ev.MessageAppended, message=Message(role="tool", parts=answers))
-        self.emit(ev.TurnFinished, stop_reason=run.stop_reason, tool_calls=count)
+        self.emit(ev.TurnFinished, stop_reason=run.stop_reason, tool_calls=count, echo=_echo(run.calls))
+
+    # -- context
+
+    def compact(self, then: Compacted, fallback: Literal["truncate"] | None = None) -> None:
+        """From here on the view leaves this out."""
+        state = self.state
+        gone = going(state.transcript, state.compacted, then)
+        self.emit(
+            ev.ContextCompacted,
+            tokens_before=state.gauge.tokens(state.estimated_tokens),
+            tokens_after=state.gauge.tokens(size_of(state.transcript, then)),
+            removed=len(gone),
+            through=then.hidden - 1 if then.hidden > state.compacted.hidden else gone[-1],
+            fallback=fallback,
+            view=then,
+        )
+
+    def truncate(self, why: str) -> None:
+        """No summary came."""
+        run, policy = self.run, self.agent.compaction or Compaction()
+        assert run.compacting is not None
+        if policy.fallback is None:
+            return self.finish(
+                "failed", f"the conversation is too long, and no summary came: {why}; Compaction(fallback='truncate') goes on without one",
+                error_type="ContextOverflow",
+            )  # fmt: skip
+        self.compact(truncated(self.state.compacted, run.compacting), fallback="truncate")
+
+    def fall_back(self, attempt: int, model: str) -> bool:
+        """Go on with the next model, if there is one."""
+        run, agent = self.run, self.agent
+        if run.model_index + 1 >= len(agent.models):
+            return False
+        following = agent.models[run.model_index + 1]
+        self.emit(ev.ModelFallback, attempt=attempt, from_model=model, to_model=model_name(following))
+        return True
 
     # -- money
 
@@ -689,20 +799,42 @@ def _stop(d: _Decision, input: Stop) -> None:
         d.emit(ev.AgentStopped, reason=input.reason)
 
 
-def _is_current(d: _Decision, input: AttemptReady | Answered | Failed | Prepared | Granted | Done) -> bool:
+def _is_current(d: _Decision, input: AttemptReady | TooLong | Answered | Failed | Prepared | Granted | Done) -> bool:
     run = d.state.run
     return run is not None and run.run_id == input.run_id and run.turn == input.turn
 
 
+def _is_next(d: _Decision, input: AttemptReady | TooLong) -> bool:
+    """Whether it is of the attempt that is to be made now."""
+    run = d.state.run
+    current = run is not None and _is_current(d, input) and run.asking and run.ending is None
+    if d.state.stopped:
+        return False  # the stop has overtaken it, and nobody would fly it
+    return run is not None and current and not run.attempt_open and run.attempt + 1 == input.attempt
+
+
+def _too_long(d: _Decision, input: TooLong) -> None:
+    if not _is_next(d, input):
+        return
+    model = f"{input.provider}:{input.model}"
+    found = plan_for(d.state, model, input.estimated_tokens, input.context_window)
+    if found is None:
+        return  # whoever says so has seen another state
+    if found.tier != "give up":
+        return d.compact(found.compacted, fallback="truncate" if found.tier == "truncate" else None)
+    if d.fall_back(input.attempt, model):
+        return
+    needed = d.state.gauge.tokens(input.estimated_tokens)
+    d.finish(
+        "failed",
+        f"the conversation is too long for {model}, and what must stay of it cannot be shortened: about {needed} tokens, "
+        f"for a window of {input.context_window}; say less at once, give a model with a larger window, or ref.reset()",
+        error_type="ContextOverflow",
+    )
+
+
 def _attempt_ready(d: _Decision, input: AttemptReady) -> None:
-    if (
-        not _is_current(d, input)
-        or not d.run.asking
-        or d.run.ending
-        or d.run.attempt_open
-        or d.run.attempt + 1 != input.attempt
-        or d.state.stopped  # a stop has overtaken it, and nobody would fly it
-    ):
+    if not _is_next(d, input):
         return
     grant = input.grant
     if isinstance(grant, Refusal):
@@ -712,7 +844,8 @@ def _attempt_ready(d: _Decision, input: AttemptReady) -> None:
     d.emit(
         ev.ModelStarted, attempt=input.attempt, provider=input.provider, model=input.model,
         reserved=grant.amount.usd if input.priced else None, max_output_tokens=grant.max_output_tokens,
-        reserved_tokens=grant.amount.tokens, capped=grant.capped,
+        reserved_tokens=grant.amount.tokens, capped=grant.capped, estimated_tokens=input.estimated_tokens,
+        context_window=input.context_window, compacting=input.compacting,
     )  # fmt: skip
     for scope in grant.scopes:
         d.emit(
@@ -737,11 +870,15 @@ def _answered(d: _Decision, input: Answered) -> None:
         return
     response = input.response
     message = _tidy(response.message)
+    if _is_cut_by_window(d, input):
+        return _failed(d, _overflow(input, message.text))
     d.emit(
         ev.ModelFinished, attempt=input.attempt, stop_reason=response.stop_reason, response_id=response.response_id,
         duration=input.duration,
     )  # fmt: skip
     d.charge(input.provider, input.model, input.usage, input.cost, input.price_source, input.attempt, input.estimated)
+    if d.run.compacting is not None:
+        return _summarised(d, d.run.compacting, message, response.stop_reason)
     if d.run.ending is not None:
         # A cancel was committed first: the answer is paid for, and discarded.
         d.emit(ev.ModelDiscarded, attempt=input.attempt, characters=len(message.text))
@@ -772,6 +909,42 @@ def _answered(d: _Decision, input: Answered) -> None:
         )
         return d.next_turn()
     d.finish("completed")
+
+
+def _summarised(d: _Decision, planned: Compacted, message: Message, stop_reason: StopReason) -> None:
+    """The answer is the handoff that stands for the older messages, if it is one."""
+    if d.run.ending is not None:
+        return d.settle()
+    handoff = message.text.strip()
+    then = replace(planned, handoff=handoff)
+    if not handoff or stop_reason in ("refusal", "content_filter"):
+        return d.truncate(f"the model answered none, and ended with {stop_reason}")
+    if size_of(d.state.transcript, then) >= d.state.estimated_tokens:
+        return d.truncate("it is as long as what it stands for")
+    d.compact(then)
+
+
+def _is_cut_by_window(d: _Decision, input: Answered) -> bool:
+    """Whether an answer ends where the model's window does, and a shorter view would leave room for more of it."""
+    run, state, policy = d.run, d.state, d.agent.compaction
+    cut = input.response.stop_reason == "max_tokens" and not input.estimated and run.context_window is not None
+    if not cut or policy is None or run.compacting is not None or run.ending is not None or run.overflows or run.capped:
+        return False
+    if d.agent.max_output_tokens is not None and input.usage.output_tokens >= d.agent.max_output_tokens:
+        return False
+    size = state.estimated_tokens
+    full = input.usage.total_tokens >= (run.context_window or 0) * FULL
+    shorter = plan(state.transcript, state.compacted, policy, room=size * 3 // 4, size=size, since=run.since, must=True)
+    return full and shorter is not None
+
+
+def _overflow(input: Answered, text: str) -> Failed:
+    return Failed(
+        run_id=input.run_id, turn=input.turn, attempt=input.attempt, provider=input.provider, model=input.model,
+        error_type="ContextOverflow", error="the answer was cut off where the model's context window ends",
+        retryable=False, usage=input.usage, estimated=input.estimated, cost=input.cost, price_source=input.price_source,
+        text=text, characters=len(text),
+    )  # fmt: skip
 
 
 def _cut_short(d: _Decision) -> None:
@@ -878,18 +1051,17 @@ def _failed(d: _Decision, input: Failed) -> None:
     due = run.due()
     if due is not None and d.now >= due:
         return d.finish("deadline_exceeded", f"the deadline of {run.deadline:g} s has passed", text=input.text)
-    in_time = due is None or d.now + int(delay * 1e9) < due
+    if run.overflowed and run.overflows == 1 and agent.compaction is not None:
+        d.emit(ev.ModelRetrying, attempt=input.attempt, delay=0.0)  # shorter: see `plan_for`
+        return
+    dues = [moment for moment in (due, summary_due(d.state)) if moment is not None]
+    in_time = not dues or d.now + int(delay * 1e9) < min(dues)
     if input.retryable and run.failures < agent.retry.attempts and in_time:
         d.emit(ev.ModelRetrying, attempt=input.attempt, delay=delay)
         return
-    if run.model_index + 1 < len(agent.models):
-        following = agent.models[run.model_index + 1]
-        d.emit(
-            ev.ModelFallback,
-            attempt=input.attempt,
-            from_model=f"{input.provider}:{input.model}",
-            to_model=model_name(following),
-        )
+    if run.compacting is not None:
+        return d.truncate(f"{input.error_type}: {input.error}")
+    if d.fall_back(input.attempt, f"{input.provider}:{input.model}"):
         return
     d.finish("failed", input.error, error_type=input.error_type, text=input.text)
 
@@ -920,6 +1092,19 @@ def _tick(d: _Decision, input: Tick) -> None:
             d.answer(call, "denied", "Nobody approved the call in time.")
     if expired:
         d.after_answer()
+
+
+def _echo(calls: Sequence[CallState]) -> str:
+    """What a turn did and what came of it: the same for the same tools, arguments and results, in whatever order."""
+    said: list[str] = []
+    for call in calls:
+        told = [call.call.name, call.call.arguments, call.call.malformed, call.outcome, call.text]
+        try:
+            said.append(json.dumps(told, sort_keys=True, default=repr))
+        except (TypeError, ValueError):  # a hook's arguments may be no JSON
+            said.append(repr(told))
+        said[-1] += "".join(hashlib.sha256(media.data or b"").hexdigest() + (media.url or "") for media in call.media)
+    return hashlib.sha256("\n".join(sorted(said)).encode("utf-8", "replace")).hexdigest()[:16]
 
 
 def _tidy(message: Message) -> Message:
@@ -965,6 +1150,7 @@ _DECIDE: dict[type[Any], Any] = {
     Warn: _warn,
     Stop: _stop,
     AttemptReady: _attempt_ready,
+    TooLong: _too_long,
     Answered: _answered,
     Failed: _failed,
     Prepared: _prepared,

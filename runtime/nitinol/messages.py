@@ -198,6 +198,33 @@ class Message:
         return tuple(part for part in self.parts if isinstance(part, ToolCall))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compacted:
+    """What a view of a transcript leaves out, and what stands there instead. The transcript itself stays whole.
+
+    Messages are told by their index in the transcript, from 0.
+    """
+
+    hidden: int = 0
+    """Messages before this one are not shown."""
+    kept: tuple[int, ...] = ()
+    """But these of them are, word for word: the user's first, and what the user asked for last."""
+    handoff: str = ""
+    """The summary that stands for the others."""
+    lost: int = 0
+    """How many of the others no summary covers."""
+    cleared: int = 0
+    """Of tool results before this one, only the tool's name is shown."""
+    clipped: int = 0
+    """Of tool results before this one, the beginning and the end are shown."""
+    clip: int = 0
+    """So many characters of each."""
+
+
+NOTHING_COMPACTED = Compacted()
+"""All is shown."""
+
+
 def fault(message: object, role: Role | None = None) -> str | None:
     """What is wrong with a message that somebody outside made; `None` where it is sound.
 

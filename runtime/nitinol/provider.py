@@ -71,6 +71,8 @@ class ModelRequest:
     """Seconds without a byte after which the attempt is a `ProviderTimeout`."""
     timeout: float | None = None
     """Seconds until the run's deadline; `None` = no deadline."""
+    purpose: Literal["answer", "compact"] = "answer"
+    """`"compact"`: it asks for a summary of the conversation, which then stands for its older messages."""
     key: str = ""
     run_id: str = ""
     turn: int = 0

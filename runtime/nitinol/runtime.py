@@ -290,12 +290,12 @@ class AgentRef(Generic[OutT]):
         )
 
     def messages(self) -> tuple[Message, ...]:
-        """The view: what the model is sent. Waits only until the agent's log has been read: after its start, or asleep."""
-        return view(self._look("messages").transcript)[0]
+        """The view: what the model is sent, after compaction. Waits only until the agent's log has been read: after its start, or asleep."""
+        return view(self._look("messages").shown)[0]
 
     async def amessages(self) -> tuple[Message, ...]:
         """As `messages`."""
-        return view((await self._alook()).transcript)[0]
+        return view((await self._alook()).shown)[0]
 
     def pending_approvals(self) -> tuple[ToolCall, ...]:
         """Tool calls of the run in progress that wait for a person. Never waits; wakes nobody.

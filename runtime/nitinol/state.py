@@ -16,14 +16,25 @@ from typing import Any, Generic, Literal, TypeVar, cast, overload
 from nitinol import events as ev
 from nitinol.agent import Agent
 from nitinol.budget import NOTHING, UNSPENT, Account, Amount, Budget, Spending
+from nitinol.compaction import UNTOLD, Gauge, Shown, estimate_tokens, size_of
 from nitinol.errors import NitinolError
-from nitinol.messages import InputMode, Media, Message, Outcome, RunStatus, StopReason, ToolCall
+from nitinol.messages import (
+    NOTHING_COMPACTED,
+    Compacted,
+    InputMode,
+    Media,
+    Message,
+    Outcome,
+    RunStatus,
+    StopReason,
+    ToolCall,
+)
 from nitinol.usage import NO_USAGE, Usage
 
 T = TypeVar("T")
 E = TypeVar("E", bound=ev.EventBase)
 
-FOLD = 2
+FOLD = 3
 """The version of the fold. Raise it with any change of what `absorb` makes of a log: older snapshots are then not used."""
 
 Activity = Literal["idle", "running", "paused", "cancelling", "parked", "stopped"]
@@ -141,6 +152,8 @@ class RunState:
     paused: int = 0
     """Nanoseconds spent paused, before `paused_at`."""
     recoveries: int = 0
+    since: int = 0
+    """Where in the transcript its own messages begin, behind those that it was given as history."""
     turn: int = 0
     attempt: int = 0
     """Of this turn: the last one started."""
@@ -156,6 +169,16 @@ class RunState:
     """The scope whose budget has lowered what the attempt's answer may have."""
     scopes: tuple[str, ...] = ()
     """In which the attempt has reserved something that is not settled."""
+    estimated_tokens: int = 0
+    """Of its request, before calibration."""
+    context_window: int | None = None
+    compacting: Compacted | None = None
+    """A summary is being made: what the view will leave out then."""
+    compacting_since: int = 0
+    overflows: int = 0
+    """Requests of this turn, to this model, that were too long for it."""
+    overflowed: bool = False
+    """The last one was, and nothing was done about it yet."""
     model_index: int = 0
     """Which of the agent's models: 0, then the fallbacks."""
     failures: int = 0
@@ -168,6 +191,10 @@ class RunState:
     stop_reason: StopReason = "end_turn"
     tool_calls: int = 0
     """Of the whole run."""
+    echoes: tuple[str, ...] = ()
+    """What the last turns did and what came of it, as hashes."""
+    nudged: bool = False
+    """The model was told that it goes round in circles, and has done little else since."""
     usage: Usage = NO_USAGE
     cost: Decimal | None = Decimal(0)
     spent: Amount = NOTHING
@@ -214,8 +241,12 @@ class AgentState:
     """Of the key, set by `start`."""
     spending: Spending = UNSPENT
     """What counts against it."""
+    compacted: Compacted = NOTHING_COMPACTED
+    """What the view leaves out of the transcript."""
+    compactions: int = 0
     estimated_tokens: int = 0
-    """Of the transcript."""
+    """Of the view, before calibration."""
+    gauge: Gauge = UNTOLD
     parked: bool = False
     parked_because: str | None = None
     stopped: bool = False
@@ -251,6 +282,11 @@ class AgentState:
         if self.budget is not None:
             accounts += (Account(f"key:{self.key}", self.budget, self.spending.of(self.budget.per, now)),)
         return accounts
+
+    @property
+    def shown(self) -> Sequence[Message]:
+        """The view, before it is repaired."""
+        return self.transcript if self.compacted == NOTHING_COMPACTED else Shown(self.transcript, self.compacted)
 
     def has_open(self, run_id: str) -> bool:
         """Whether this run is in progress, or waits."""
@@ -320,28 +356,6 @@ class BrokenLog(NitinolError):
     """A log that cannot be folded; the agent is parked, nothing is lost."""
 
 
-def estimate_tokens(message: Message) -> int:
-    """A rough count of a message's tokens: four characters to a token, 1,500 tokens to a picture."""
-    characters = 16
-    for part in message.parts:
-        match part.type:
-            case "text" | "thinking":
-                characters += len(part.text)
-            case "tool_call":
-                characters += (
-                    len(part.name)
-                    + len(part.malformed or "")
-                    + sum(len(k) + len(str(v)) for k, v in part.arguments.items())
-                )
-            case "tool_answer":
-                characters += len(part.text) + 6000 * len(part.media)
-            case "native":
-                characters += len(part.text) + len(str(part.data))
-            case _:
-                characters += 6000
-    return characters // 4
-
-
 def _copy(value: T) -> T:
     cls = type(value)
     return cls(*_FIELDS[cls](value))
@@ -380,7 +394,9 @@ def _agent_started(state: AgentState, event: ev.AgentStarted) -> None:
     state.incarnation = event.incarnation
     state.started_at = state.started_at or event.ts
     if state.run is not None and state.run.paused_at is None:
-        state.run.paused += max(event.ts - state.last_event_at, 0)  # no process ran: that is not the run's time
+        gap = max(event.ts - state.last_event_at, 0)  # no process ran: that is not the run's time
+        state.run.paused += gap
+        state.run.compacting_since += gap
     state.parked = state.stopped = False
 
 
@@ -412,6 +428,7 @@ def _agent_configured(state: AgentState, event: ev.AgentConfigured) -> None:
 def _conversation_reset(state: AgentState, event: ev.ConversationReset) -> None:
     state.transcript = Log()
     state.message_count = 0
+    state.compacted = NOTHING_COMPACTED
     state.estimated_tokens = 0
 
 
@@ -433,6 +450,7 @@ def _run_queued(state: AgentState, event: ev.RunQueued) -> None:
 @_on(ev.RunStarted)
 def _run_started(state: AgentState, event: ev.RunStarted) -> None:
     assert event.run_id is not None
+    given = sum(len(queued.history) for queued in state.queue if queued.run_id == event.run_id)
     state.queue = tuple(queued for queued in state.queue if queued.run_id != event.run_id)
     state.run = RunState(
         run_id=event.run_id,
@@ -442,6 +460,7 @@ def _run_started(state: AgentState, event: ev.RunStarted) -> None:
         deadline=event.deadline,
         definition=event.definition,
         budget=Budget.from_json(event.budget),
+        since=state.message_count + given,
     )
 
 
@@ -482,13 +501,17 @@ def _turn_started(state: AgentState, event: ev.TurnStarted) -> None:
     run.turn = event.turn
     run.asking = True
     run.calls = ()
-    run.attempt = run.failures = 0
-    run.retry_after = None
+    run.attempt = run.failures = run.overflows = 0
+    run.overflowed = False
+    run.retry_after = run.compacting = None
 
 
 @_on(ev.TurnFinished)
 def _turn_finished(state: AgentState, event: ev.TurnFinished) -> None:
     run = _running(state, event)
+    if event.echo:
+        run.echoes = (*run.echoes, event.echo)[-ECHOES:]
+        run.nudged = run.nudged and len(set(run.echoes)) <= 2
     run.calls = ()
     run.recoveries = 0
 
@@ -515,6 +538,11 @@ def _model_started(state: AgentState, event: ev.ModelStarted) -> None:
     output = event.max_output_tokens or 0
     run.reserved_usage = Usage(input_tokens=max(event.reserved_tokens - output, 0), output_tokens=output)
     run.capped = event.capped
+    run.estimated_tokens, run.context_window = event.estimated_tokens, event.context_window
+    if event.compacting is not None and run.compacting is None:
+        run.compacting_since = event.ts
+    run.compacting = event.compacting
+    state.gauge = state.gauge.asks(f"{event.provider}:{event.model}")
 
 
 @_on(ev.BudgetReserved)
@@ -538,7 +566,12 @@ def _model_finished(state: AgentState, event: ev.ModelFinished) -> None:
 def _model_failed(state: AgentState, event: ev.ModelFailed) -> None:
     run = _running(state, event)
     run.attempt, run.attempt_open = event.attempt, False  # also of one that never started: its number is used
-    if event.error_type not in ("Interrupted", "Cancelled"):  # by a crash or a stop: no failure of the model's
+    if event.error_type == "ContextOverflow" and run.compacting is None:
+        run.overflows += 1
+        run.overflowed = True
+        if run.estimated_tokens:
+            state.gauge = state.gauge.refused(run.estimated_tokens)
+    elif event.error_type not in ("Interrupted", "Cancelled"):  # by a crash or a stop: no failure of the model's
         run.failures += 1
         run.failed_at, run.retry_after = event.ts, event.retry_after
 
@@ -547,7 +580,8 @@ def _model_failed(state: AgentState, event: ev.ModelFailed) -> None:
 def _model_fallback(state: AgentState, event: ev.ModelFallback) -> None:
     run = _running(state, event)
     run.model_index += 1
-    run.failures, run.retry_after = 0, None
+    run.failures = run.overflows = 0
+    run.retry_after, run.overflowed = None, False
 
 
 @_on(ev.ToolRequested)
@@ -620,9 +654,36 @@ def _usage_updated(state: AgentState, event: ev.UsageUpdated) -> None:
     state.usage, state.cost = event.agent_usage, event.agent_cost
     amount = Amount(event.cost or Decimal(0), event.usage.total_tokens)
     state.spending = state.spending.plus(amount, event.ts)
-    if state.run is not None and state.run.run_id == event.run_id:
-        state.run.usage, state.run.cost = event.run_usage, event.run_cost
-        state.run.spent += amount
+    run = state.run
+    if run is None or run.run_id != event.run_id:
+        return
+    run.usage, run.cost = event.run_usage, event.run_cost
+    run.spent += amount
+    if event.usage.input_tokens and not event.estimated and run.estimated_tokens and run.attempt == event.attempt:
+        state.gauge = state.gauge.told(event.usage.input_tokens, run.estimated_tokens)
+
+
+@_on(ev.ContextCompacted)
+def _context_compacted(state: AgentState, event: ev.ContextCompacted) -> None:
+    state.compacted = event.view
+    state.compactions += 1
+    state.estimated_tokens = size_of(state.transcript, event.view)
+    run = state.run
+    if run is None or not run.overflowed:
+        state.gauge = state.gauge.rises()
+    if run is not None:
+        run.compacting, run.retry_after = None, None
+        run.overflowed, run.failures = False, 0
+
+
+@_on(ev.LoopDetected)
+def _loop_detected(state: AgentState, event: ev.LoopDetected) -> None:
+    run = _running(state, event)
+    run.nudged, run.echoes = True, ()
+
+
+ECHOES = 5
+"""Turns that a circle is looked for in: three of one kind, and two between."""
 
 
 _FIELDS: dict[type, Callable[[Any], tuple[Any, ...]]] = {
@@ -630,6 +691,7 @@ _FIELDS: dict[type, Callable[[Any], tuple[Any, ...]]] = {
 }
 
 __all__ = [
+    "ECHOES",
     "FOLD",
     "AgentState",
     "BrokenLog",

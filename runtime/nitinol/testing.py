@@ -1,9 +1,12 @@
-"""For tests of users: a provider that follows a script, and asserts on results.
+"""For tests of users: a provider that follows a script, recordings of real ones, and asserts on results.
 
 script = ScriptedProvider([[say("Let me add."), call("add", a=1, b=2)], say("3")])
 result = run("1 + 2?", calculator.replace(model=script))
 assert_tool_called(result, "add", a=1)
 script.assert_exhausted()
+
+with record("tests/recordings/sum.jsonl"):  # taken once from the network, without keys; played from then on
+    result = run("1 + 2?", calculator)
 """
 
 from __future__ import annotations
@@ -32,6 +35,8 @@ from nitinol.journal.base import CRASH_POINTS
 from nitinol.messages import Message, Part, StopReason, Text, Thinking, ToolCall
 from nitinol.prices import PriceList
 from nitinol.provider import Delta, ModelInfo, ModelRequest, ModelResponse, StreamPart
+from nitinol.recording import Recording as Recording
+from nitinol.recording import record as record
 from nitinol.result import RunResult
 from nitinol.runtime import AgentRef
 from nitinol.usage import Usage
@@ -318,9 +323,9 @@ def assert_tool_called(result: RunResult[Any], name: str, /, **arguments: Any) -
 
 def assert_tool_not_called(result: RunResult[Any], name: str, /, **arguments: Any) -> None:
     """The run never called this tool; with arguments: never with these."""
-    for record in result.tool_calls:
-        matches = all(key in record.arguments and record.arguments[key] == value for key, value in arguments.items())
-        assert not (record.name == name and matches), f"tool {name!r} was called with {record.arguments!r}"
+    for made in result.tool_calls:
+        matches = all(key in made.arguments and made.arguments[key] == value for key, value in arguments.items())
+        assert not (made.name == name and matches), f"tool {name!r} was called with {made.arguments!r}"
 
 
 def _checked(answer: object) -> Answer:

@@ -9,6 +9,7 @@ of prices are the same for both. Where the two differ, the row says why, and by 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,10 +18,12 @@ from typing import Any
 
 from genai_prices import extract_usage
 
+from nitinol.provider import ModelRequest, UsageSoFar
 from nitinol.usage import Usage
-from nitinol_providers import catalog
+from nitinol_providers import anthropic_answer, catalog, responses_answer
 from nitinol_providers.catalog import CatalogPrices
 from nitinol_providers.chat_answer import read_usage
+from nitinol_providers.gemini_answer import GeminiAnswer
 
 NOON = datetime(2026, 11, 25, 12, tzinfo=UTC)
 MILLIONTH = Decimal("0.000001")
@@ -74,51 +77,20 @@ class Row:
         return extracted.calc_price(genai_request_timestamp=self.at).total_price
 
 
-def _messages(raw: Mapping[str, Any], output: tuple[str, ...]) -> Usage:
-    read, written = raw.get("cache_read_input_tokens") or 0, raw.get("cache_creation_input_tokens") or 0
-    return Usage(
-        input_tokens=raw["input_tokens"] + read + written,
-        cache_read_tokens=read,
-        cache_write_tokens=written,
-        cache_write_1h_tokens=_within(raw, "cache_creation", "ephemeral_1h_input_tokens"),
-        output_tokens=raw["output_tokens"],
-        reasoning_tokens=_within(raw, "output_tokens_details", "thinking_tokens"),
-        server_tool_calls=_within(raw, "server_tool_use", "web_search_requests"),
-    )
-
-
-def _responses(raw: Mapping[str, Any], output: tuple[str, ...]) -> Usage:
-    ticks = raw.get("cost_in_usd_ticks")
-    return Usage(
-        input_tokens=raw["input_tokens"],
-        cache_read_tokens=_within(raw, "input_tokens_details", "cached_tokens"),
-        cache_write_tokens=_within(raw, "input_tokens_details", "cache_write_tokens"),
-        output_tokens=raw["output_tokens"],
-        reasoning_tokens=_within(raw, "output_tokens_details", "reasoning_tokens"),
-        server_tool_calls=len(output),
-        reported_cost=None if ticks is None else Decimal(ticks) / 10**10,
-    )
-
-
 def _gemini(raw: Mapping[str, Any], output: tuple[str, ...]) -> Usage:
-    thought = raw.get("thoughtsTokenCount", 0)
-    return Usage(
-        input_tokens=raw["promptTokenCount"] + raw.get("toolUsePromptTokenCount", 0),
-        cache_read_tokens=raw.get("cachedContentTokenCount", 0),
-        output_tokens=raw.get("candidatesTokenCount", 0) + thought,
-        reasoning_tokens=thought,
-        server_tool_calls=len(output),
-    )
-
-
-def _within(raw: Mapping[str, Any], whole: str, part: str) -> int:
-    details: Mapping[str, int] = raw.get(whole) or {}
-    return details.get(part, 0)
+    """By a chunk with these counts, whose answer rests on so many searches."""
+    candidate: dict[str, Any] = {"content": {"parts": [{"text": "So."}]}, "finishReason": "STOP"}
+    if output:
+        queries = [f"{kind} {number}" for number, kind in enumerate(output)]
+        candidate["groundingMetadata"] = {"webSearchQueries": queries}
+    chunk = json.dumps({"candidates": [candidate], "usageMetadata": dict(raw)}).encode()
+    parts = GeminiAnswer("gemini", ModelRequest(messages=())).read(chunk)
+    return next(part.usage for part in parts if isinstance(part, UsageSoFar))
 
 
 READERS: Mapping[str, Callable[[Mapping[str, Any], tuple[str, ...]], Usage]] = {
-    "messages": _messages,
-    "responses": _responses,
+    "messages": lambda raw, output: anthropic_answer.read_usage(raw),
+    "responses": lambda raw, output: responses_answer.read_usage(raw, [{"type": kind} for kind in output]),
     "chat": lambda raw, output: read_usage(raw),
     "gemini": _gemini,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import entry_points
+from pathlib import Path
 
 import pytest
 from tests.features import FEATURES, VENDORS, WHY, Vendor, main
@@ -29,3 +30,12 @@ def test_the_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert len([line for line in lines if line.startswith("| ")]) == len(FEATURES) + 1
     assert set(WHY.values()) == {line.partition(". ")[2] for line in lines if line[:1].isdigit()}
+
+
+def test_the_table_that_people_read_is_the_one_that_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    """`python -m tests.features` again, into `providers/README.md`, if this fails."""
+    page = Path(__file__).parents[2] / "providers" / "README.md"
+    if not page.exists():
+        pytest.skip("only in the sources")
+    main()
+    assert page.read_text().endswith(capsys.readouterr().out)

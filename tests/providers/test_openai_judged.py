@@ -128,6 +128,7 @@ class TestRequests:
         called = [item["call_id"] for item in items if item.get("type") == "function_call"]
         answered = [item["call_id"] for item in items if item.get("type") == "function_call_output"]
         assert called == answered
+        assert len(called) == len(set(called))
 
     def test_server_tools_and_everything_else_in_extra_are_among_them(self) -> None:
         extra = {"tools": [{"type": "web_search"}], "include": ["web_search_call.action.sources"], "top_p": 0.5}

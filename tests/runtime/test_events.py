@@ -28,7 +28,7 @@ approval.requested(name, arguments, expires_at) .resolved(decision, arguments, b
 input.queued(input_id, mode, prompt) .delivered(input_id) .dropped(input_id, reason)
 usage.updated(provider, model, usage, cost, estimated, price_source, run_usage, run_cost, agent_usage, agent_cost)
 budget.reserved(scope, amount) .settled(scope, amount) .warning(scope, limit, spent, fraction) .exceeded(scope, limit, spent, needed)
-context.repaired(added, removed)
+context.compacted(tokens_before, tokens_after, removed, through, fallback) .repaired(added, removed)
 loop.detected(name, count, action)
 model.first_token(seconds) .delta(kind, text, index)
 tool.progress(data) .late_result(after)
@@ -37,7 +37,7 @@ loop.blocked(seconds, stack)
 bus.gap(lost, after)
 custom(name, payload)
 """
-"""design.md section 5, without what is not built yet: context.compacted, group.*"""
+"""design.md section 5, without what is not built yet: group.*"""
 EPHEMERAL = {
     "model.first_token", "model.delta", "tool.progress", "tool.late_result", "pool.saturated", "loop.blocked", "bus.gap",
     "custom",

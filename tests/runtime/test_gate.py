@@ -18,9 +18,10 @@ from tests.logs_of import SOON, assert_valid, log_of, types_of
 from tests.servers import Connection, Server, answer, stream
 from tests.simulation.loop import Clockwork, SimEnv
 
-from nitinol import Agent, Runtime, errors
+from nitinol import Agent, Hooks, Runtime, errors
 from nitinol.actors import gate as gates
 from nitinol.actors.gate import Gate, Gates, Line, Pass
+from nitinol.hooks import HookContext
 from nitinol.http import Http
 from nitinol.logs import get_logger
 from nitinol.messages import Message, Text
@@ -248,8 +249,12 @@ class Hall:
 
     def arrive(self, agent: str) -> asyncio.Task[Any]:
         """Somebody comes to the line; what waits for its turn."""
+        return self.arrive_at(self.line, agent)
+
+    def arrive_at(self, line: Line, agent: str) -> asyncio.Task[Any]:
+        """As `arrive`, at another line."""
         tasks: list[asyncio.Task[Any]] = []
-        self.core.call(lambda: tasks.append(self.core.spawn(self._enter(agent))))
+        self.core.call(lambda: tasks.append(self.core.spawn(self._enter(line, agent))))
         self.clockwork.run(lambda: bool(tasks), seconds=1.0)
         self.clockwork.run(lambda: False, seconds=0.01)
         return tasks[0]
@@ -258,8 +263,8 @@ class Hall:
         """Let time pass."""
         self.clockwork.run(lambda: False, seconds=seconds)
 
-    async def _enter(self, agent: str) -> None:
-        self.passes.append(await self.line.enter(agent))
+    async def _enter(self, line: Line, agent: str) -> None:
+        self.passes.append(await line.enter(agent))
         self.out.append(agent)
         self.times.append(self.env.monotonic())
 
@@ -343,10 +348,14 @@ class TestLine:
             line = Line(hall.env, hall.core, get_logger(), provider)
             for agent in ("a", "b", "c"):
                 Pass(line, agent, 0.0).fail(errors.RateLimited(retry_after=5.0))
-        (record,) = caplog.records
-        assert "requests wait in line" in record.getMessage()
-        assert "provider='groq' model='m' pause=5.0" in record.getMessage()
-        assert "secret" not in record.getMessage()
+            hall.arrive_at(line, "d")
+            hall.wait(3600.0)
+            hall.arrive_at(line, "e")
+        closes, opens = (record.getMessage() for record in caplog.records)
+        assert "requests wait in line" in closes
+        assert "provider='groq' model='m'" in closes
+        assert "all requests leave at once again" in opens
+        assert "secret" not in closes + opens
 
 
 class Limited:
@@ -516,6 +525,26 @@ class TestAgents:
         company.run(60.0, agents=4)
         assert company.statuses() == {"cancelled": 1, "completed": 3}
         assert company.vendor.requests == 5
+
+    def test_a_slow_hook_does_not_keep_the_refusal_from_the_others(self) -> None:
+        """The gate closes when the 429 comes, not when `on_error` has thought about it."""
+
+        class Slow(Hooks):
+            async def on_error(self, ctx: HookContext, error: str) -> None:
+                await asyncio.sleep(5.0)
+
+        company = Company(0)
+        company.vendor.pause = 8.0
+        for number in (1, 2):
+            company.ask(number, company.agent.replace(hooks=[Slow()]))
+        company.wait(1.0)
+        company.vendor.limit = 1000
+        company.ask(3)
+        company.wait(1.0)
+        assert company.vendor.requests == 2
+        company.run(60.0, agents=3)
+        assert company.statuses() == {"completed": 3}
+        company.close()
 
     def test_another_model_is_not_held_up(self, company: Company) -> None:
         other = Limited(company.env, 1000)

@@ -26,7 +26,7 @@ from nitinol.events import EventBase
 from nitinol.journal import open_journal
 from nitinol.journal.base import Conflict, Opening, verify
 from nitinol.journal.sqlite import SqliteJournal
-from nitinol.messages import Text, Thinking, ToolAnswer, ToolCall
+from nitinol.messages import Compacted, Text, Thinking, ToolAnswer, ToolCall
 from nitinol.state import AgentState, BrokenLog
 from nitinol.testing import Answer, ScriptedProvider
 from nitinol.usage import Usage
@@ -294,6 +294,8 @@ def an(cls: type[EventBase], **envelope: Any) -> EventBase:
         "agent_cost": Decimal("12.34"), "scope": "run:r", "limit": "$1", "spent": "$0.9", "needed": "$0.2", "added": 1,
         "removed": 2, "budget": {"usd": "1.50", "tokens": 7}, "reserved_tokens": 70, "capped": "store", "tokens": 9,
         "amount": Decimal("0.02"), "fraction": 0.8, "count": 3, "action": "nudge",
+        "echo": "cafe", "context_window": 8000, "tokens_before": 90, "tokens_after": 9, "through": 4, "fallback": "truncate",
+        "compacting": Compacted(hidden=3, kept=(0, 2)), "view": Compacted(hidden=3, handoff="so ☃", lost=1, clip=9),
     }  # fmt: skip
     wanted = [field.name for field in fields(cls) if field.name not in events.ENVELOPE]
     return cls(**envelope, **{name: values[name] for name in wanted})

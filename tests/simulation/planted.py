@@ -23,7 +23,7 @@ from nitinol.journal.base import Committed
 from nitinol.journal.schema import Disk
 from nitinol.journal.sqlite import SqliteJournal
 from nitinol.messages import Message
-from nitinol.state import AgentState, Log
+from nitinol.state import AgentState
 
 
 class _DropsOne(SqliteJournal):
@@ -82,8 +82,8 @@ def acknowledge_before_sync() -> Generator[OpenJournal, None, None]:
 def skip_the_repair() -> Generator[OpenJournal, None, None]:
     """A model is sent the transcript as it is."""
 
-    def view_of(cell: Cell, transcript: Log[Message]) -> tuple[tuple[Message, ...], int, int]:
-        return tuple(transcript), 0, 0
+    def view_of(cell: Cell, state: AgentState) -> tuple[tuple[Message, ...], int, int]:
+        return tuple(state.shown), 0, 0
 
     with _replaced(Cell, "view_of", view_of):
         yield SqliteJournal

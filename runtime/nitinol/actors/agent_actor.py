@@ -74,7 +74,7 @@ from nitinol.machine import (
     only_waits,
     step,
 )
-from nitinol.messages import Message
+from nitinol.messages import Compacted, Message
 from nitinol.repair import View
 from nitinol.result import RunResult
 from nitinol.state import AgentState, Log
@@ -160,8 +160,8 @@ class Cell:
         """Decisions of the cell itself that are not committed yet; no incarnation starts before they are."""
         self.deferred: Opened | None = None
         self.view: View | None = None
-        """Of `viewed`, the transcript of the last request."""
-        self.viewed: Log[Message] | None = None
+        """Of `viewed`, the transcript of the last request and what was left out of it."""
+        self.viewed: tuple[Log[Message], Compacted] | None = None
         self.limit: Budget | None = None
         """The budget of the key that was last given here."""
         self.last: str | None = None
@@ -263,11 +263,11 @@ class Cell:
                 self.backlog = deque()
             self.backlog.append(input)
 
-    def view_of(self, transcript: Log[Message]) -> tuple[tuple[Message, ...], int, int]:
-        if self.view is None or self.viewed is None or not transcript.continues(self.viewed):
+    def view_of(self, state: AgentState) -> tuple[tuple[Message, ...], int, int]:
+        if self.view is None or self.viewed is None or not _continues(state, *self.viewed):
             self.view = View()
-        self.viewed = transcript
-        return self.view.of(transcript)
+        self.viewed = state.transcript, state.compacted
+        return self.view.of(state.shown)
 
     def ask(self, input: Input) -> asyncio.Future[Events]:
         future: asyncio.Future[Events] = asyncio.get_running_loop().create_future()
@@ -928,6 +928,10 @@ _OUTCOMES: dict[type[Any], type[Any]] = {
     Done: RunTool,
 }
 """What an outcome is the outcome of."""
+
+
+def _continues(state: AgentState, transcript: Log[Message], compacted: Compacted) -> bool:
+    return state.compacted == compacted and state.transcript.continues(transcript)
 
 
 def _order(effect: Effect) -> int:

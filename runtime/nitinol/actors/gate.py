@@ -160,7 +160,7 @@ class Line:
         now = self._env.monotonic()
         gate = self.gate
         if gate.is_open or gate.is_scout(agent) or not (self.waiting or gate.wait(now)):
-            gate.leave(now, len(self.waiting))
+            self._leave(now)
             return Pass(self, agent, now)
         turn: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         self.waiting[turn] = None
@@ -182,11 +182,7 @@ class Line:
         gate, now = self.gate, self._env.monotonic()
         was_open = gate.is_open
         gate.refuse(left_at, now, retry_after, agent)
-        if was_open and not gate.is_open:
-            self._log.info(
-                "the provider limits the rate: requests wait in line", provider=self.owner.name, model=self.owner.model,
-                pause=round(gate.wait(now), 3),
-            )  # fmt: skip
+        self._tell(was_open)
         if self.waiting:
             self._let_out()
 
@@ -203,8 +199,21 @@ class Line:
                 return
             turn, _ = self.waiting.popitem(last=False)
             if not turn.done():
-                gate.leave(now, len(self.waiting))
+                self._leave(now)
                 turn.set_result(now)
+
+    def _leave(self, now: float) -> None:
+        was_open = self.gate.is_open
+        self.gate.leave(now, len(self.waiting))
+        self._tell(was_open)
+
+    def _tell(self, was_open: bool) -> None:
+        gate = self.gate
+        if gate.is_open != was_open:
+            what = (
+                "all requests leave at once again" if gate.is_open else "requests wait in line, as the rate is limited"
+            )
+            self._log.info(what, provider=self.owner.name, model=self.owner.model)
 
 
 class Gates:

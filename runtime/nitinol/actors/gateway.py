@@ -18,9 +18,27 @@ from nitinol.actors.hook_runner import HookFailed, HookRunner, hook_context
 from nitinol.actors.ledger import Ledger
 from nitinol.actors.port import Port, Stopper
 from nitinol.agent import Agent, model_name
-from nitinol.budget import UNSAID, Account, bound
+from nitinol.budget import FLOOR, UNSAID, Account, bound
+from nitinol.compaction import (
+    DEFAULT_WINDOW,
+    INSTRUCTIONS,
+    Compaction,
+    Plan,
+    estimate_tokens,
+    going,
+    handoff_tokens,
+    summary_prompt,
+)
 from nitinol.env import Env, Loop
-from nitinol.errors import ConfigurationError, ConnectionFailed, InvalidRequest, MalformedResponse, ProviderError
+from nitinol.errors import (
+    ConfigurationError,
+    ConnectionFailed,
+    InvalidRequest,
+    MalformedResponse,
+    NotRecorded,
+    ProviderError,
+    ProviderTimeout,
+)
 from nitinol.hooks import Halt
 from nitinol.http import HttpPool
 from nitinol.inputs import (
@@ -28,15 +46,19 @@ from nitinol.inputs import (
     AttemptReady,
     Cancel,
     Failed,
+    TooLong,
 )
 from nitinol.logs import describe, get_logger
 from nitinol.machine import (
     CallModel,
+    plan_for,
+    summary_due,
 )
-from nitinol.messages import StopReason, fault
+from nitinol.messages import Compacted, Message, StopReason, Text, fault
 from nitinol.prices import Sound
 from nitinol.provider import Delta, ModelInfo, ModelRequest, ModelResponse, Provider, UsageSoFar
-from nitinol.state import AgentState, estimate_tokens
+from nitinol.recording import is_playing
+from nitinol.state import AgentState, later
 from nitinol.tool_spec import Tool
 from nitinol.usage import NO_USAGE, Usage
 
@@ -109,8 +131,11 @@ class _Attempt:
         self.texts: list[str] = []
         self.characters = 0
         self.usage: Usage | None = None
-        self.input_tokens = 0
-        self.transcript_tokens = state.estimated_tokens
+        self.input_tokens = self.estimated_tokens = 0
+        self.name, self.window = "", DEFAULT_WINDOW
+        self.messages: tuple[Message, ...] = ()
+        self.compacting: Compacted | None = None
+        """It asks for a summary, which nobody is shown."""
 
     async def run(self) -> None:
         """Wait for the turn to retry, build the request, have `model.started` committed, stream, report."""
@@ -127,7 +152,7 @@ class _Attempt:
             self.sent = True
             started = gateway.env.monotonic()
             request = request.replace(max_output_tokens=self._limit(request, began), attempt=effect.attempt)
-            response = await self._stream(request, began, started)
+            response = await self._ask(request, began, started)
             await self._finish(response, gateway.env.monotonic() - started)
         except asyncio.CancelledError:
             if self.sent or self._is_open():  # else nothing is owed, and whoever cancelled knows
@@ -150,6 +175,8 @@ class _Attempt:
 
     async def _report(self, error: Exception) -> None:
         """Tell of a failure; the `on_error` hooks come first, so that a `Halt` ends the run before the failure does."""
+        if self.leave is not None:  # at once, whatever the hooks do: others are about to meet the same limit
+            self.leave.fail(error)
         try:
             await self._on_error(error)
         finally:
@@ -160,25 +187,27 @@ class _Attempt:
         self.port.tell(Cancel(run_id=self.effect.run_id, by="hook", status="failed", reason=str(error)))
 
     async def _delay(self) -> None:
-        if providers.overridden() is not None:  # tests never wait for a retry
+        if _is_rehearsed():
             return
         delay = (self.effect.not_before - self.gateway.env.now()) / 1e9
         if delay > 0:
             await asyncio.sleep(delay)
 
     async def _build(self) -> ModelRequest | None:
-        """The request, after the `before_model` hooks; `None` if one of them halted the run."""
+        """The request, after the hooks; `None` if one of them halted the run, or it would be too long."""
         agent, state, effect = self.agent, self.state, self.effect
         model = agent.models[effect.model_index]
         if effect.model_index == 0 and state.model is not None and state.model != model_name(model):
             model = state.model
         self.provider = providers.overridden() or providers.resolve(model)
+        self.name = model_name(self.provider)
         self.info = await self._ask_info(self.provider)
         prices = agent.prices if agent.prices is not None else self.info.prices
         self.prices = None if prices is None else Sound(prices)
-        if providers.overridden() is None:
+        if not _is_rehearsed():
             self.leave = await self.gateway.gates.enter(model, self.provider, self.port.key)
-        messages, self.added, self.removed = self.port.view_of(state.transcript)
+        self.window = agent.context_window or self.info.context_window or DEFAULT_WINDOW
+        self.messages, self.added, self.removed = self.port.view_of(state)
         instructions = agent.instructions
         if callable(instructions):
             context = hook_context(agent, state)
@@ -186,7 +215,7 @@ class _Attempt:
         run = state.run
         due = run.due() if run is not None else None
         request = ModelRequest(
-            messages=messages,
+            messages=self.messages,
             instructions=instructions,
             tools=cast("tuple[Tool, ...]", agent.tools),
             output_schema=agent.output_schema,
@@ -202,16 +231,104 @@ class _Attempt:
             turn=effect.turn,
             attempt=effect.attempt,
         )
-        if agent.has_hook("before_model"):
-            answer = await self.gateway.hooks.run("before_model", agent, state, request)
-            if isinstance(answer, Halt):
-                self.port.tell(Cancel(run_id=effect.run_id, by="hook", status="halted", reason=answer.reason))
+        self._measure(request)
+        plan = plan_for(state, self.name, self.estimated_tokens, self.window)
+        if plan is None:
+            hooked = await self._before_model(request)
+            if hooked is None:
                 return None
-            request = cast("ModelRequest", answer)
-            _check_request(request)
-            if request.messages is not messages:
-                self.transcript_tokens = sum(map(estimate_tokens, request.messages))
-        return request
+            request = self._fitted(hooked)
+            plan = plan_for(state, self.name, self.estimated_tokens, self.window)
+        return request if plan is None else await self._shorten(request, plan)
+
+    async def _before_model(self, request: ModelRequest) -> ModelRequest | None:
+        """The request, as the `before_model` hooks leave it; `None` if one of them halted the run."""
+        if not self.agent.has_hook("before_model"):
+            return request
+        answer = await self.gateway.hooks.run("before_model", self.agent, self.state, request)
+        if isinstance(answer, Halt):
+            self._halt(answer)
+            return None
+        changed = cast("ModelRequest", answer)
+        _check_request(changed)
+        return changed
+
+    def _halt(self, halt: Halt) -> None:
+        self.port.tell(Cancel(run_id=self.effect.run_id, by="hook", status="halted", reason=halt.reason))
+
+    def _measure(self, request: ModelRequest) -> None:
+        """How many tokens it has: by our estimate, and calibrated."""
+        known = request.messages is self.messages
+        said = self.state.estimated_tokens if known else sum(map(estimate_tokens, request.messages))
+        words = len(request.instructions or "") + sum(tool.size for tool in request.tools)
+        self.estimated_tokens = said + (words + len(str(request.output_schema or ""))) // 4
+        self.input_tokens = self.state.gauge.tokens(self.estimated_tokens)
+
+    def _fitted(self, request: ModelRequest) -> ModelRequest:
+        """Measured, and with no longer an answer than the window has room for: some servers refuse such a request."""
+        self._measure(request)
+        wanted, known = request.max_output_tokens, self.agent.context_window or self.info.context_window
+        left = None if known is None else max(known - bound(self.input_tokens), FLOOR)
+        return request if wanted is None or left is None or wanted <= left else request.replace(max_output_tokens=left)
+
+    async def _shorten(self, request: ModelRequest, plan: Plan) -> ModelRequest | None:
+        """Instead of a request that is too long, one for a summary, where that is what helps."""
+        effect, agent, state, provider = self.effect, self.agent, self.state, cast("Provider", self.provider)
+        again = state.run is not None and state.run.compacting is not None
+        if plan.tier != "give up" and not again and await self._on_compaction(plan):
+            return None
+        if plan.tier != "summarise":
+            self.port.tell(
+                TooLong(
+                    run_id=effect.run_id,
+                    turn=effect.turn,
+                    attempt=effect.attempt,
+                    provider=provider.name,
+                    model=provider.model,
+                    estimated_tokens=self.estimated_tokens,
+                    context_window=self.window,
+                )
+            )
+            return None
+        self.compacting = plan.compacted
+        self.added = self.removed = 0
+        policy, now = agent.compaction or Compaction(), self.gateway.env.now()
+        due = summary_due(state) or later(now, policy.deadline)
+        room = state.gauge.asks(self.name).room(policy, self.window, 0)
+        words = handoff_tokens(room)
+        prompt = summary_prompt(state.transcript, state.compacted, plan.compacted, room - 2 * words)
+        limits = [4 * words, *([self.info.max_output_tokens] if self.info.max_output_tokens else [])]
+        left = max((due - now) / 1e9, 0.001)
+        asked = request.replace(
+            messages=(Message(role="user", parts=(Text(prompt),)),),
+            instructions=INSTRUCTIONS,
+            tools=(),
+            output_schema=None,
+            max_output_tokens=min(limits),
+            thinking=None,
+            cache=False,
+            timeout=left if request.timeout is None else min(left, request.timeout),
+            purpose="compact",
+        )
+        hooked = await self._before_model(asked)
+        return None if hooked is None else self._fitted(hooked)
+
+    async def _on_compaction(self, plan: Plan) -> bool:
+        """Let the hooks see what goes; whether one of them halted the run."""
+        agent, state = self.agent, self.state
+        if not agent.has_hook("on_compaction"):
+            return False
+        gone = going(state.transcript, state.compacted, plan.compacted)
+        messages = tuple(state.transcript[at] for at in gone)
+        try:
+            answer = await self.gateway.hooks.run("on_compaction", agent, state, messages)
+        except HookFailed as error:
+            self.gateway.log.warning("on_compaction failed", key=self.port.key, error=str(error))
+            return False
+        if isinstance(answer, Halt):
+            self._halt(answer)
+            return True
+        return False
 
     async def _ask_info(self, provider: Provider) -> ModelInfo:
         # A provider's first answer may import a catalogue of prices, which takes longer than actors should wait.
@@ -231,9 +348,6 @@ class _Attempt:
     async def _announce(self, request: ModelRequest) -> ev.ModelStarted | None:
         """Commit `model.started`; `None` if the run has moved on, or its budget says no."""
         effect, provider = self.effect, cast("Provider", self.provider)
-        words = len(request.instructions or "") + sum(tool.size for tool in request.tools)
-        words += 0 if request.output_schema is None else len(str(request.output_schema))
-        self.input_tokens = self.transcript_tokens + words // 4
         at_most, limit = bound(self.input_tokens), request.max_output_tokens or self.info.max_output_tokens
         prices = self.prices
         if prices is None or prices.at_most(at_most, limit or UNSAID) is None:
@@ -253,6 +367,9 @@ class _Attempt:
                 priced=prices is not None,
                 added=self.added,
                 removed=self.removed,
+                estimated_tokens=self.estimated_tokens,
+                context_window=self.window,
+                compacting=self.compacting,
             )
             events = await self.port.ask(ready)
             began = next((event for event in events if isinstance(event, ev.ModelStarted)), None)
@@ -284,6 +401,15 @@ class _Attempt:
         own = request.max_output_tokens is None and began.capped is None and self.info.max_output_tokens is not None
         return None if own else began.max_output_tokens
 
+    async def _ask(self, request: ModelRequest, began: ev.ModelStarted, started: float) -> ModelResponse:
+        if self.compacting is None:
+            return await self._stream(request, began, started)
+        try:
+            async with asyncio.timeout(request.timeout):
+                return await self._stream(request, began, started)
+        except TimeoutError:
+            raise ProviderTimeout("the summary took longer than its deadline") from None
+
     async def _stream(self, request: ModelRequest, began: ev.ModelStarted, started: float) -> ModelResponse:
         gateway, port = self.gateway, self.port
         bus, attempt = gateway.bus, gateway.bus.open_attempt(began)
@@ -294,7 +420,9 @@ class _Attempt:
         pieces = 0
         try:
             async for part in stream:
-                if isinstance(part, Delta):
+                if isinstance(part, Delta) and self.compacting is not None:
+                    self.characters += len(part.text)
+                elif isinstance(part, Delta):
                     if not self.characters:
                         self._was_taken()
                         seconds = gateway.env.monotonic() - started
@@ -334,12 +462,12 @@ class _Attempt:
         # Before the hooks, which may change the answer, but not what it took.
         usage = self.usage or self._estimate(sum(len(getattr(part, "text", "")) for part in response.message.parts))
         cost, estimated = self._bill(usage)
-        if self.agent.has_hook("after_model"):
+        if self.compacting is None and self.agent.has_hook("after_model"):
             # It may run agents, who wait for what this one does not need any more.
             gateway.ledger.lower(self.port.key, cost, usage.total_tokens)
             answer = await self.gateway.hooks.run("after_model", self.agent, self.port.committed, response)
             if isinstance(answer, Halt):
-                self.port.tell(Cancel(run_id=effect.run_id, by="hook", status="halted", reason=answer.reason))
+                self._halt(answer)
             else:
                 response = cast("ModelResponse", answer)
                 _check(response, provider)
@@ -365,13 +493,11 @@ class _Attempt:
 
     def _fail(self, error: Exception, error_type: str | None = None) -> None:
         effect, provider = self.effect, self.provider
-        if self.leave is not None:
-            self.leave.fail(error)
         known = error if isinstance(error, ProviderError) else ProviderError(describe(error))
         usage: Usage | None = None
         if self.sent:
             # Who got no connection, or an HTTP error, owes nothing; anything later is owed, at least the input.
-            unsent = isinstance(error, (ConnectionFailed, ConfigurationError, InvalidRequest))
+            unsent = isinstance(error, (ConnectionFailed, ConfigurationError, InvalidRequest, NotRecorded))
             unheard = unsent and known.status_code is None
             refused = not self.characters and self.usage is None and (unheard or (known.status_code or 0) >= 400)
             usage = NO_USAGE if refused else self._so_far()
@@ -395,14 +521,14 @@ class _Attempt:
                 price_source=self._source(usage),
                 estimated=usage is not NO_USAGE,
                 text="".join(self.texts),
-                characters=self.characters,
+                characters=self.characters if self.compacting is None else 0,
             )
         )
 
     async def _on_error(self, error: Exception) -> None:
         if not self.agent.has_hook("on_error"):
             return
-        effect, state = self.effect, self.port.committed
+        state = self.port.committed
         if self.sent:
             usage = self._so_far()
             self.gateway.ledger.lower(self.port.key, self._bill(usage)[0], usage.total_tokens)
@@ -412,7 +538,7 @@ class _Attempt:
             self._hook_failed(failure)
             return
         if isinstance(answer, Halt):
-            self.port.tell(Cancel(run_id=effect.run_id, by="hook", status="halted", reason=answer.reason))
+            self._halt(answer)
 
     def _estimate(self, answer: int = 0) -> Usage:
         """From characters: of the request, and of what was shown or answered."""
@@ -444,6 +570,11 @@ class _Attempt:
             day = datetime.fromtimestamp(self.gateway.env.now() // 10**9, UTC)
             return f"reported by {cast('Provider', self.provider).name} ({day:%Y-%m-%d})"
         return self.prices.source if self.prices is not None else None
+
+
+def _is_rehearsed() -> bool:
+    """Whether no provider is really asked: tests never wait for a retry."""
+    return providers.overridden() is not None or is_playing()
 
 
 def _check_request(request: ModelRequest) -> None:

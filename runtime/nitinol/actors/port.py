@@ -11,7 +11,7 @@ from nitinol.inputs import (
     Input,
 )
 from nitinol.messages import Message
-from nitinol.state import AgentState, Log
+from nitinol.state import AgentState
 
 Stopper = Callable[[], None]
 """Stops an effect, on the core loop; harmless once it has ended."""
@@ -23,7 +23,7 @@ class Port(Protocol):
     key: str
     committed: AgentState
 
-    def view_of(self, transcript: Log[Message]) -> tuple[tuple[Message, ...], int, int]:
+    def view_of(self, state: AgentState) -> tuple[tuple[Message, ...], int, int]:
         """As `repair.view`; of one that goes on where the last one ended, only what is new is looked at."""
         ...
 
