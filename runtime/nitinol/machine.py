@@ -819,6 +819,8 @@ def _is_next(d: _Decision, input: AttemptReady | TooLong) -> bool:
     """Whether it is of the attempt that is to be made now."""
     run = d.state.run
     current = run is not None and _is_current(d, input) and run.asking and run.ending is None
+    if d.state.stopped:
+        return False  # the stop has overtaken it, and nobody would fly it
     return run is not None and current and not run.attempt_open and run.attempt + 1 == input.attempt
 
 
