@@ -16,6 +16,8 @@ from nitinol.http_errors import keys_in
 
 KEY = "[key]"
 """What stands in the place of a key."""
+LEAST = 4
+"""Characters of a word that is looked for everywhere: a shorter one stands in too many others."""
 _VARIABLE = re.compile(r"(^|_)(KEY|TOKEN|SECRET|PASSWORD|CREDENTIALS?)$")
 _FIELD = re.compile(
     r"^(x[-_])?(api[-_]?key|access[-_]?token|auth[-_]?token|client[-_]?secret|secret|password|authorization)$", re.I
@@ -49,12 +51,12 @@ def telling_variables() -> dict[str, str]:
 class Hidden:
     """Writes `[key]` wherever one of these words stands, also as JSON and addresses write it, or what looks like a key."""
 
-    def __init__(self, secrets: Iterable[str]) -> None:
+    def __init__(self, secrets: Iterable[str], *, always: Iterable[str] = ()) -> None:
+        """Some secrets may be common words, and are left then; others are hidden `always`."""
         words: set[bytes] = set()
-        for secret in secrets:
-            if _is_telling(secret):
-                written = (secret, quote(secret, safe=""), json.dumps(secret)[1:-1])
-                words.update(word.encode("utf-8", "replace") for word in written)
+        for secret in [*filter(_is_telling, secrets), *always]:
+            written = (secret, quote(secret, safe=""), json.dumps(secret)[1:-1])
+            words.update(word.encode("utf-8", "replace") for word in written)
         self._pattern = re.compile(b"|".join([*map(re.escape, sorted(words, key=len, reverse=True)), _SHAPE]))
 
     def in_text(self, text: str) -> str:
@@ -102,7 +104,7 @@ class Hidden:
 
 def _is_telling(secret: str) -> bool:
     """Whether it can be looked for everywhere, and is no common word."""
-    return len(secret) >= 8 or (len(secret) >= 4 and any(character.isdigit() for character in secret))
+    return len(secret) >= 8 or (len(secret) >= LEAST and any(character.isdigit() for character in secret))
 
 
 def _in_fields(value: Any) -> Generator[str, None, None]:

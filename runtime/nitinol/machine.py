@@ -1064,7 +1064,7 @@ def _failed(d: _Decision, input: Failed) -> None:
     due = run.due()
     if due is not None and d.now >= due:
         return d.finish("deadline_exceeded", f"the deadline of {run.deadline:g} s has passed", text=input.text)
-    if run.overflowed and run.overflows == 1 and agent.compaction is not None:
+    if run.overflowed and run.overflows == 1 and run.compacting is None and agent.compaction is not None:
         d.emit(ev.ModelRetrying, attempt=input.attempt, delay=0.0)  # shorter: see `plan_for`
         return
     dues = [moment for moment in (due, summary_due(d.state)) if moment is not None]

@@ -29,7 +29,7 @@ from typing import Any, Literal, cast
 
 from nitinol import http
 from nitinol.errors import ConfigurationError, ConnectionFailed, NotRecorded
-from nitinol.hiding import KEY, Hidden, secrets_of, telling_variables
+from nitinol.hiding import KEY, LEAST, Hidden, secrets_of, telling_variables
 from nitinol.http import Answer, Request, Send
 from nitinol.http_errors import is_read
 from nitinol.logs import describe
@@ -105,7 +105,7 @@ class Recording:
         telling = telling_variables()
         sent = set[str]().union(*(exchange.secrets for exchange in self._exchanges))
         keys = sorted(name for name, value in telling.items() if value in sent)
-        hidden = Hidden({*secrets, *sent, *telling.values()})
+        hidden = Hidden({*sent, *telling.values()}, always=secrets)
         lines: list[dict[str, Any]] = [{"recording": VERSION, "keys": keys}]
         for exchange in self._exchanges:
             lines += _lines(exchange, hidden)
@@ -123,9 +123,18 @@ class Recording:
     async def _play(self, request: Request, send: Send) -> Answer:
         body = _parsed(request.body)
         hidden = Hidden({*secrets_of(request.url, request.headers, body), *telling_variables().values()})
-        sent = _settled(_kept(Exchange(request.method, request.url, body), hidden))
+        exchange = Exchange(request.method, request.url, body)
+        # What is secret here may have been none where it was recorded.
+        sent, plain = _settled(_kept(exchange, hidden)), _settled(_kept(exchange, Hidden(())))
         with self._lock:
-            found = next((each for each in self._left if _difference(_asked(each), sent) is None), None)
+            found = next(
+                (
+                    each
+                    for each in self._left
+                    if _difference(_asked(each), sent) is None or _difference(_asked(each), plain) is None
+                ),
+                None,
+            )
             if found is None:
                 raise NotRecorded(self._missing(sent))
             self._left.remove(found)
@@ -163,11 +172,14 @@ def record(
         path: The file. It is written at the end of the block, whole, unless the block raises or made no request.
         again: Take it anew, though it is there. `NITINOL_RECORD=again` does so for all; with `NITINOL_RECORD=never`, for
             where no network may be touched, a file that is missing is an error.
-        secrets: Further words that must not be kept.
+        secrets: Further words that must not be kept, of four characters or more.
 
     Raises:
-        ConfigurationError: The file is no recording, or of a newer version; or it is missing, and may not be taken.
+        ConfigurationError: The file is no recording, or of a newer version; or it is missing, and may not be taken; or a
+            secret is too short to be looked for.
     """
+    if isinstance(secrets, str) or any(len(word) < LEAST for word in secrets):
+        raise ConfigurationError(f"record(secrets=…) must be a list of words of {LEAST} characters or more")
     wanted = os.environ.get(VARIABLE) or None
     if wanted not in (None, "again", "never"):
         raise ConfigurationError(f"{VARIABLE}={wanted!r} must be 'again' or 'never', or not set")
@@ -272,7 +284,7 @@ def _asked(exchange: Exchange) -> dict[str, Any]:
 def _read(path: Path) -> tuple[list[str], list[Exchange]]:
     keys: list[str] = []
     exchanges: list[Exchange] = []
-    number = 0
+    number, under_way = 0, False
     try:
         with path.open(encoding="utf-8", newline="\n") as file:
             for number, line in enumerate(file, start=1):
@@ -285,19 +297,23 @@ def _read(path: Path) -> tuple[list[str], list[Exchange]]:
                                 f"recording {str(path)!r} is of version {value!r}, and this is version {VERSION}: update nitinol, or record it again"
                             )
                         keys = [str(name) for name in read["keys"]]
-                    case "request" if number > 1:
+                    case "request" if number > 1 and not under_way:
+                        under_way = True
                         exchanges.append(Exchange(value["method"], value["url"], value.get("body")))
-                    case "answer":
+                    case "answer" if under_way:
                         exchanges[-1].status = int(value["status"])
                         exchanges[-1].headers = {name: str(text) for name, text in value["headers"].items()}
-                    case "chunk":
+                    case "chunk" if under_way:
                         is_text = isinstance(value, str)
                         chunk = value.encode() if is_text else base64.b64decode(value["base64"], validate=True)
                         exchanges[-1].chunks.append(chunk)
-                    case "end" if value in ("whole", "cut", "left"):
+                    case "end" if under_way and value in ("whole", "cut", "left"):
+                        under_way = False
                         exchanges[-1].end, exchanges[-1].error = value, read.get("error")
                     case _:
                         raise ValueError(f"{kind!r} cannot stand there")
+        if under_way:
+            raise ValueError("the file ends in the middle of an exchange")
     except ConfigurationError:
         raise
     except (ValueError, LookupError, TypeError, AttributeError, StopIteration, OSError) as error:
@@ -355,7 +371,7 @@ def _difference(recorded: Any, sent: Any, where: str = "") -> str | None:
     if type(recorded) is not type(sent):
         return f"{where}: recorded {_short(recorded)}, sent {_short(sent)}"
     if isinstance(recorded, str):
-        if recorded == sent or re.fullmatch("(.+)".join(map(re.escape, recorded.split(KEY))), sent, re.DOTALL):
+        if recorded == sent or _fits(recorded.split(KEY), sent):
             return None
         start = max(_common(recorded, sent) - 20, 0)
         return f"{where}: recorded {_short(recorded[start:])}, sent {_short(sent[start:])}"
@@ -379,6 +395,20 @@ def _difference(recorded: Any, sent: Any, where: str = "") -> str | None:
                 return found
         return None if len(ours) == len(others) else f"{where}: recorded {len(ours)} items, sent {len(others)}"
     return None if recorded == sent else f"{where}: recorded {_short(recorded)}, sent {_short(sent)}"
+
+
+def _fits(pieces: Sequence[str], text: str) -> bool:
+    """Whether a text has these pieces in their order, with something between any two, and nothing before or after."""
+    first, *between, last = pieces if len(pieces) > 1 else ["", *pieces]
+    if len(pieces) == 1 or not text.startswith(first) or not text.endswith(last):
+        return False
+    at, end = len(first), len(text) - len(last)
+    for piece in between:  # the first place is as good as any: it leaves the most for those behind
+        found = text.find(piece, at + 1, end)
+        if found < 0:
+            return False
+        at = found + len(piece)
+    return at < end
 
 
 def _common(one: str, other: str) -> int:

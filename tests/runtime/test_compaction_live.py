@@ -435,6 +435,20 @@ def test_an_overflow_compacts_once_and_tries_once_more() -> None:
         assert_valid(ref)
 
 
+@pytest.mark.parametrize("error", [Overloaded("busy"), InvalidRequest("no"), ContextOverflow("long")])
+def test_a_summary_after_an_overflow_is_tried_no_more_often_than_another(error: Exception) -> None:
+    """What the overflow is forgiven, the summary is not: it has its own number of attempts, and then is done without."""
+    model = Counting(summing(fail(error)), window=2000, told=None)
+    with Runtime() as rt:
+        ref = rt.start(an_agent(model, retry=Retry(attempts=2, base=0.001)), key="k")
+        talk(ref, 8)
+        assert model.refused >= 1
+        made = of_type(ref, "context.compacted")
+        assert {event.fallback for event in made} == {"truncate"}
+        assert len(summaries(model)) <= 2 * len(made)
+        assert_valid(ref)
+
+
 def test_a_second_overflow_in_a_turn_goes_to_the_next_model() -> None:
     """Or the run fails, and says what to do."""
 

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import os
+import re
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,20 @@ from nitinol import Agent, Runtime, arun, errors, run, tool
 from nitinol.errors import ConfigurationError, NotRecorded
 from nitinol.hiding import KEY, Hidden
 from nitinol.http import HttpPool, Transport
+from nitinol.recording import _difference  # pyright: ignore[reportPrivateUsage]
 from nitinol.retry import Retry
 from nitinol.testing import Recording, ScriptedProvider, override_model, record
 from nitinol_providers import OpenAICompatible
 
 PLANTED = "sk-planted-4711-Zz/x+y="
 """A key with all that JSON, addresses and base64 write otherwise."""
+
+
+BEGUN = '{"request": {"method": "POST", "url": "http://a/"}}'
+WHOLE = f"""{{"recording": 1, "keys": []}}
+{BEGUN}
+{{"answer": {{"status": 200, "headers": {{}}}}}}
+{{"end": "whole"}}"""
 
 
 @pytest.fixture(params=["aiohttp", "httpx"])
@@ -388,6 +397,41 @@ class TestSecrets:
         assert PLANTED in repr(server.requests[0].headers)
         assert "planted" not in file.read_text()
 
+    def test_what_the_user_names_is_hidden_though_it_is_a_common_word(self, file: Path) -> None:
+        """And what is too short to be looked for is refused, not kept."""
+        with Server(said("it is hunter")) as server, record(file, secrets=["hunter"]):
+            assert run("say hunter", Agent(name="a", model=model(server.url))).text == "it is hunter "
+        assert "hunter" not in file.read_text()
+        for wrong in (["pin"], [""], "hunter-22"):
+            with pytest.raises(ConfigurationError, match="4 characters"), record(file, secrets=wrong):
+                pass
+
+    def test_a_variable_of_another_environment_is_in_nobodys_way(
+        self, file: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A word of the prompt is the value of a variable where it is played, or was where it was recorded."""
+        monkeypatch.setenv("HERE_KEY", "in-the-morning")
+        with Server(said("ok")) as server, record(file):
+            run("we meet in-the-morning, at the fountain", Agent(name="a", model=model(server.url)))
+        monkeypatch.delenv("HERE_KEY")
+        monkeypatch.setenv("THERE_KEY", "fountain")
+        with record(file):
+            result = run("we meet in-the-morning, at the fountain", Agent(name="a", model=model(server.url)))
+        assert result.status == "completed", result.error
+
+    @given(st.lists(st.text("ab", max_size=2), min_size=1, max_size=4), st.text("ab", max_size=8))
+    def test_a_key_is_like_any_other(self, pieces: list[str], sent: str) -> None:
+        """Of one character or more."""
+        recorded = KEY.join(pieces)
+        like = recorded == sent or re.fullmatch(".+".join(map(re.escape, pieces)), sent) is not None
+        assert (_difference(recorded, sent) is None) == like
+
+    def test_a_difference_among_many_keys_is_soon_found(self) -> None:
+        """Programs are full of `[key]`; no time grows with the power of their number."""
+        recorded = "x = d[key] + e[key]\n" * 1000
+        sent = recorded.replace(KEY, "[name]") + "more"
+        assert _difference(recorded, sent) is not None
+
     @given(st.lists(st.binary(max_size=6), max_size=8), st.data())
     def test_hiding_changes_nothing_but_the_key(self, chunks: list[bytes], data: st.DataObject) -> None:
         """However it is cut; the chunks keep their borders."""
@@ -461,6 +505,9 @@ class TestFile:
             ('{"recording": 1, "keys": []}\n{"chunk": "x"}', "line 2"),
             ('{"recording": 1, "keys": []}\n{"request": {}}', "line 2"),
             ('{"recording": 1, "keys": []}\n[]', "line 2"),
+            (f"{WHOLE}\n{BEGUN}", "line 5.*ends in the middle"),
+            (f"{WHOLE}\n{BEGUN}\n{BEGUN}", "line 6.*'request' cannot stand there"),
+            (f'{WHOLE}\n{{"chunk": "x"}}', "line 5.*'chunk' cannot stand there"),
         ],
     )
     def test_a_file_that_is_none_is_refused_by_line(self, file: Path, text: str, why: str) -> None:
