@@ -105,8 +105,8 @@ def _within(raw: Mapping[str, Any], whole: str, part: str) -> int:
 
 READERS: Mapping[str, Callable[[Mapping[str, Any], tuple[str, ...]], Usage]] = {
     "messages": _messages,
-    "responses": lambda raw, output: responses_answer.read_usage(raw, [{"type": kind} for kind in output]),
-    "chat": lambda raw, output: read_usage(raw),
+    "responses": lambda raw, output: responses_answer.read_usage(raw, [{"type": kind} for kind in output]) or Usage(),
+    "chat": lambda raw, output: read_usage(raw) or Usage(),
     "gemini": _gemini,
 }
 

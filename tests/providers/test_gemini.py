@@ -410,7 +410,6 @@ class TestAnswers:
                 },
                 Usage(input_tokens=130, cache_read_tokens=60, output_tokens=18, reasoning_tokens=11),
             ),
-            ({"promptTokenCount": -1, "candidatesTokenCount": "many"}, Usage()),
             ({"promptTokenCount": 5, "cachedContentTokenCount": 9}, Usage(input_tokens=5, cache_read_tokens=5)),
         ],
     )
@@ -419,6 +418,14 @@ class TestAnswers:
         assert parts[-2] == UsageSoFar(usage)
         assert isinstance(parts[-1], ModelResponse)
         assert parts[-1].usage == usage
+
+    def test_usage_that_tells_nothing_is_unknown_and_not_zero(self) -> None:
+        raw = {"promptTokenCount": -1, "candidatesTokenCount": "many"}
+        assert respond(chunk({"text": "x"}, finish="STOP", usage=raw)).usage is None
+
+    def test_fields_of_a_part_may_be_null(self) -> None:
+        part = {"text": "x", "functionCall": None, "inlineData": None, "thought": None}
+        assert respond(chunk(part, finish="STOP")).message.parts == (Text("x"),)
 
     def test_usage_grows_and_is_told_as_it_grows(self) -> None:
         parts = asked(
