@@ -898,6 +898,8 @@ class TestConstruction:
         monkeypatch.setenv("GOOGLE_API_KEY", " AIza-2\n")
         assert header(Gemini("m")) == "AIza-2"
         assert header(Gemini("m", api_key="AIza-3")) == "AIza-3"
+        monkeypatch.setenv("GOOGLE_API_KEY", " ")
+        assert header(Gemini("m")) == "AIza-1"
         monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", "http://box:9/")
         assert Gemini("m").base_url == "http://box:9"
         assert Gemini("m", base_url="http://other").base_url == "http://other"
@@ -916,6 +918,11 @@ class TestConstruction:
     def test_an_empty_model_is_refused(self) -> None:
         with pytest.raises(errors.ConfigurationError, match="empty"):
             Gemini(" ", api_key="k")
+
+    def test_an_address_may_have_a_query_behind_its_slash(self) -> None:
+        http = Replay(sse(chunk({"text": "x"}, finish="STOP")))
+        asked(gemini(base_url="http://box/?a=1"), ASK, http)
+        assert http.url == f"http://box/v1beta/models/{MODEL}:streamGenerateContent?a=1&alt=sse"
 
     def test_an_unknown_option_is_refused_by_name(self) -> None:
         with pytest.raises(TypeError, match="vertexai"):

@@ -817,7 +817,7 @@ class TestConstruction:
             OpenAI(" ")
 
     def test_the_key_the_project_and_the_callers_headers_are_sent(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("OPENAI_ORG_ID", "org-1")
+        monkeypatch.setenv("OPENAI_ORG_ID", " org-1\n")
         monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-1")
         http = Replay(stream([]))
         made = OpenAI(

@@ -692,6 +692,13 @@ class TestConstruction:
         with pytest.raises(errors.ConfigurationError, match="base_url="):
             OpenAICompatible("m", name="acme")
 
+    @pytest.mark.parametrize("host", ["box:99999", "http://[::1", "kim:secret@box:x"])
+    def test_a_bad_address_of_a_variable_is_named(self, host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("OLLAMA_HOST", host)
+        with pytest.raises(errors.ConfigurationError, match="OLLAMA_HOST") as caught:
+            OpenAICompatible("m", name="ollama")
+        assert "secret" not in str(caught.value)
+
     @pytest.mark.parametrize("url", ["", "box:9/v1", "ftp://box", "http://", "http://box:x"])
     def test_a_bad_address_is_refused(self, url: str) -> None:
         with pytest.raises(errors.ConfigurationError, match="base_url="):
@@ -710,6 +717,7 @@ class TestConstruction:
             ("OLLAMA_HOST", "https://box/", "ollama", "https://box:443/v1"),
             ("OPENAI_BASE_URL", "http://box/v1/", "openai-compatible", "http://box/v1"),
             ("GROQ_BASE_URL", "http://box", "groq", "http://box/openai/v1"),
+            ("GROQ_BASE_URL", "http://box/?a=1", "groq", "http://box/openai/v1?a=1"),
             ("VLLM_BASE_URL", "http://box/v1", "vllm", "http://box/v1"),
         ],
     )
