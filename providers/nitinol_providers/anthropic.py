@@ -104,7 +104,7 @@ class Anthropic:
                         break
             response = answer.response()
         except ProviderError as error:
-            error.args = (redact(str(error), self._headers),)
+            error.args = (redact(str(error), self._headers, self.base_url),)
             raise
         yield response
 

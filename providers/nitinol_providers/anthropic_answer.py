@@ -16,7 +16,7 @@ from nitinol.provider import Delta, ModelRequest, ModelResponse, StreamPart, Usa
 from nitinol.usage import Usage
 from nitinol_providers.anthropic_output import Output
 from nitinol_providers.anthropic_request import PROVIDER
-from nitinol_providers.chat_answer import chunk_error, count, parse_event, read_arguments
+from nitinol_providers.chat_answer import chunk_error, count, parse_event, read_arguments, tells
 
 _STOP: Mapping[str, StopReason] = {
     "end_turn": "end_turn",
@@ -156,7 +156,7 @@ class MessagesAnswer:
     def _charge(self, usage: Any) -> Iterator[StreamPart]:
         """Counts are totals so far: what is told again replaces what was, and what is not told stays."""
         self._told |= {key: value for key, value in _object(usage).items() if value is not None}
-        if self._told and (read := read_usage(self._told)) != self._usage:
+        if (read := read_usage(self._told)) is not None and read != self._usage:
             self._usage = read
             yield UsageSoFar(read)
 
@@ -248,8 +248,13 @@ class MessagesAnswer:
         return reason
 
 
-def read_usage(raw: Mapping[str, Any]) -> Usage:
-    """A `usage` object. The vendor's input tokens are those that the cache has nothing to do with; ours are all."""
+def read_usage(raw: Mapping[str, Any]) -> Usage | None:
+    """A `usage` object. The vendor's input tokens are those that the cache has nothing to do with; ours are all.
+
+    None where it tells no number of tokens: then it is unknown, not zero.
+    """
+    if not tells(raw, "input_tokens", "output_tokens"):
+        return None
     kept = _object(raw.get("cache_creation"))
     hour, short = count(kept.get("ephemeral_1h_input_tokens")), count(kept.get("ephemeral_5m_input_tokens"))
     written = max(count(raw.get("cache_creation_input_tokens")), hour + short)

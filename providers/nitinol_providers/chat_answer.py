@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from decimal import Decimal, InvalidOperation
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from typing import Any, cast
 
 from pydantic_core import from_json
@@ -117,7 +117,7 @@ class ChatAnswer:
                 self._id = str(chunk.get("id") or "") or None
                 self._raw_model = str(chunk.get("model") or "") or None
             raw = chunk.get("usage") or _object(chunk.get("x_groq")).get("usage")
-            if raw and (usage := read_usage(raw)) != self._usage:
+            if raw and (usage := read_usage(raw)) is not None and usage != self._usage:
                 self._usage = usage
                 made.append(UsageSoFar(usage))
             return made
@@ -141,12 +141,13 @@ class ChatAnswer:
             text = "".join(words.pieces)
             parts.append(Text(text) if words.kind == "text" else Thinking(text=text))
         self._sign(parts)
+        stop = self._stop_reason()
         found = ((call.id, call.name, "".join(call.pieces), None) for call in self._calls)
-        parts.extend(make_calls(self._request, found))
+        parts.extend(make_calls(self._request, found, cut=stop == "max_tokens"))
         return ModelResponse(
             message=Message(role="assistant", parts=tuple(parts), provider=self._provider, model=self._model),
             usage=self._usage,
-            stop_reason=self._stop_reason(),
+            stop_reason=stop,
             raw_model=self._raw_model,
             response_id=self._id,
         )
@@ -255,14 +256,21 @@ class ChatAnswer:
         return reason
 
 
-def make_calls(request: ModelRequest, found: Iterable[tuple[str | None, str, str, str | None]]) -> list[ToolCall]:
+def make_calls(
+    request: ModelRequest, found: Iterable[tuple[str | None, str, str, str | None]], *, cut: bool = False
+) -> list[ToolCall]:
     """Calls of id, name, arguments as they were written, and signature; each gets an id that no other of the conversation has.
+
+    Args:
+        cut: Whether the answer ended at its limit, within the last of them. If that one has no arguments yet, it may need
+            some, so it must not run without.
 
     Raises:
         MalformedResponse: One has no name.
     """
     taken = {call.call_id for message in request.messages for call in message.tool_calls}
     made: list[ToolCall] = []
+    raw = ""
     for number, (id, name, raw, signature) in enumerate(found):
         if not name:
             raise MalformedResponse("a tool call has no name")
@@ -277,6 +285,8 @@ def make_calls(request: ModelRequest, found: Iterable[tuple[str | None, str, str
         made.append(
             ToolCall(call_id=id, name=name, arguments=arguments or {}, malformed=malformed, signature=signature)
         )
+    if cut and made and not made[-1].arguments and not raw.strip():
+        made[-1] = replace(made[-1], malformed="")
     return made
 
 
@@ -293,8 +303,11 @@ def chunk_error(error: Any) -> ProviderError:
     return cls(error_message(cast("object", error)), status_code=status or None)
 
 
-def read_usage(raw: Mapping[str, Any]) -> Usage:
-    """A `usage` object of any vendor."""
+def read_usage(raw: Mapping[str, Any]) -> Usage | None:
+    """A `usage` object of any vendor; None where it tells no number of tokens and no cost: then it is unknown, not zero."""
+    cost = reported_cost(raw)
+    if cost is None and not tells(raw, "prompt_tokens", "completion_tokens", "total_tokens"):
+        return None
     read, wrote = _detail(raw, "prompt_tokens_details", "cached_tokens", "cache_write_tokens")
     (reasoning,) = _detail(raw, "completion_tokens_details", "reasoning_tokens")
     prompt, total = count(raw.get("prompt_tokens")), count(raw.get("total_tokens"))
@@ -306,7 +319,7 @@ def read_usage(raw: Mapping[str, Any]) -> Usage:
         output_tokens=max(count(raw.get("completion_tokens")), total - prompt),
         reasoning_tokens=reasoning,
         server_tool_calls=count(_object(raw.get("server_tool_use")).get("web_search_requests")),
-        reported_cost=reported_cost(raw),
+        reported_cost=cost,
     )
 
 
@@ -320,6 +333,11 @@ def _object(value: Any) -> Mapping[str, Any]:
     return value or {}
 
 
+def tells(raw: Mapping[str, Any], *names: str) -> bool:
+    """Whether one of these is a number of tokens."""
+    return any(_is_count(raw.get(name)) for name in names)
+
+
 def as_text(value: Any) -> str:
     """A text that may be null. Anything else is a mistake that no later place would notice in time."""
     if value is not None and not isinstance(value, str):
@@ -329,21 +347,24 @@ def as_text(value: Any) -> str:
 
 def count(value: Any) -> int:
     """A number of tokens; 0 where it is none, or none that a store would take."""
-    return int(value) if isinstance(value, (int, float)) and 0 <= value < 2**63 else 0
+    return int(value) if _is_count(value) else 0
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
 def reported_cost(raw: Mapping[str, Any]) -> Decimal | None:
     """OpenRouter's bill, or xAI's. With the user's own key, the vendor's bill comes on top of OpenRouter's; where that is not told, it is unknown."""
     if (ticks := raw.get("cost_in_usd_ticks")) is not None:
-        return Decimal(count(ticks)) / 10**10
+        return Decimal(count(ticks)) / 10**10 if _is_count(ticks) else None
     costs = [raw.get("cost")]
     if raw.get("is_byok"):
         costs.append(_object(raw.get("cost_details")).get("upstream_inference_cost"))
     try:
-        amounts = [Decimal(str(cost)) for cost in costs]  # by way of text: 0.1 is a tenth
-    except InvalidOperation:
+        total = sum((Decimal(str(cost)) for cost in costs), Decimal(0))  # by way of text: 0.1 is a tenth
+    except ArithmeticError:  # it is no number, or one too large
         return None
-    total = sum(amounts, Decimal(0))
     return total if total.is_finite() and total >= 0 else None
 
 

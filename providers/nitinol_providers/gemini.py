@@ -55,16 +55,23 @@ class Gemini:
         if not model.strip():
             raise ConfigurationError("gemini: the model's name is empty; write for instance 'gemini:gemini-2.5-pro'")
         given = base_url if base_url is not None else os.environ.get("GOOGLE_GEMINI_BASE_URL", "").strip()
-        key = api_key if api_key is not None else next(filter(None, map(os.environ.get, _KEYS)), "")
-        if not key.strip() and not given and _SIGNED.isdisjoint(map(str.lower, headers or ())):
+        key = (
+            api_key
+            if api_key is not None
+            else next(filter(None, (os.environ.get(name, "").strip() for name in _KEYS)), "")
+        )
+        over = {header.lower(): value for header, value in (headers or {}).items()}
+        if not key.strip() and not given and _SIGNED.isdisjoint(over):
             raise MissingKey(f"gemini needs a key: set {_KEYS[1]}, or give api_key=")
         self.model = model
         self.base_url = checked_url(given if base_url is not None else given or _DEFAULT, NAME)
         parts = urlsplit(self.base_url)
-        path = f"{parts.path}/v1beta/{'' if '/' in model else 'models/'}{quote(model)}:streamGenerateContent"
+        path = (
+            f"{parts.path.rstrip('/')}/v1beta/{'' if '/' in model else 'models/'}{quote(model)}:streamGenerateContent"
+        )
         query = f"{parts.query}&alt=sse" if parts.query else "alt=sse"  # without it, the stream is one long JSON list
         self._url = parts._replace(path=path, query=query).geturl()
-        self._headers = {**({"x-goog-api-key": key.strip()} if key.strip() else {}), **(headers or {})}
+        self._headers = {**({"x-goog-api-key": key.strip()} if key.strip() else {}), **over}
         self.account = account_of(self.base_url, *self._headers.values())
 
     def __repr__(self) -> str:
@@ -97,6 +104,6 @@ class Gemini:
         except ProviderError as error:
             if error.retry_after is None:
                 error.retry_after = delay
-            error.args = (redact(str(error), self._headers),)
+            error.args = (redact(str(error), self._headers, self.base_url),)
             raise
         yield response

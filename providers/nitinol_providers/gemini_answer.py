@@ -16,7 +16,7 @@ from nitinol.messages import Audio, Document, Image, Message, Native, Part, Stop
 from nitinol.provider import Delta, ModelRequest, ModelResponse, StreamPart, UsageSoFar
 from nitinol.usage import Usage
 from nitinol_providers import overflow
-from nitinol_providers.chat_answer import count, make_calls, parse_event
+from nitinol_providers.chat_answer import count, make_calls, parse_event, tells
 from nitinol_providers.gemini_request import ABOUT, NAME
 
 STOP: Mapping[str, StopReason] = {
@@ -162,7 +162,8 @@ class GeminiAnswer:
                 self._read_candidate(candidate, made)
         counts = _object(response.get("usageMetadata"))
         self._counts |= {key: value for key, value in counts.items() if value is not None}
-        if self._counts and (usage := self._read_usage()) != self._usage:
+        told = tells(self._counts, "promptTokenCount", "candidatesTokenCount", "totalTokenCount")
+        if told and (usage := self._read_usage()) != self._usage:
             self._usage = usage
             made.append(UsageSoFar(usage))
 
@@ -175,6 +176,7 @@ class GeminiAnswer:
         self._finish = _text(candidate.get("finishReason")) or self._finish
 
     def _read_part(self, part: Any, made: list[StreamPart]) -> None:
+        part = {key: value for key, value in part.items() if value is not None}  # a proxy may write each field there is
         signature = _text(part.get("thoughtSignature"))
         if "functionCall" in part:
             self._read_call(part["functionCall"], signature, made)

@@ -77,12 +77,13 @@ class OpenAI:
         self._dialect = dialect
         told = {"openai-organization": organization, "openai-project": project}
         if name == "openai":
-            told["openai-organization"] = organization or os.environ.get("OPENAI_ORG_ID")
-            told["openai-project"] = project or os.environ.get("OPENAI_PROJECT_ID")
+            told["openai-organization"] = organization or os.environ.get("OPENAI_ORG_ID", "").strip()
+            told["openai-project"] = project or os.environ.get("OPENAI_PROJECT_ID", "").strip()
+        over = {header.lower(): value for header, value in (headers or {}).items()}
         self._headers = {
-            **authorization(api_key, dialect.key_variable, not given, name),
+            **authorization(api_key, dialect.key_variable, not given and "authorization" not in over, name),
             **{header: value for header, value in told.items() if value},
-            **(headers or {}),
+            **over,
         }
         self.account = account_of(self._url, *self._headers.values())
 
@@ -110,7 +111,7 @@ class OpenAI:
                         break
             response = answer.response()
         except ProviderError as error:
-            error.args = (redact(str(error), self._headers),)
+            error.args = (redact(str(error), self._headers, self.base_url),)
             raise
         yield response
 

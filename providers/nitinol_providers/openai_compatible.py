@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 from nitinol.errors import ConfigurationError, MissingKey, ProviderError
 from nitinol.http import Http
-from nitinol.http_errors import redact
+from nitinol.http_errors import redact, without_secrets
 from nitinol.provider import ModelInfo, ModelRequest, Provider, StreamPart, account_of
 from nitinol_providers import catalog
 from nitinol_providers.chat_answer import ChatAnswer
@@ -67,13 +67,15 @@ class OpenAICompatible:
         url, is_default = (base_url, False) if base_url is not None else base_url_of(vendor)
         # A server of one's own may want no key; OpenAI does.
         required = vendor.key_required and (bool(vendor.catalog) or is_default)
+        given = {header.lower(): value for header, value in (headers or {}).items()}
         self.name = name
         self.model = model
         self.base_url = checked_url(url, name)
         parts = urlsplit(self.base_url)
         self._url = parts._replace(path=f"{parts.path.rstrip('/')}/chat/completions").geturl()
         self._vendor = vendor
-        self._headers = {**authorization(api_key, vendor.key_variable, required, name), **(headers or {})}
+        required = required and "authorization" not in given
+        self._headers = {**authorization(api_key, vendor.key_variable, required, name), **given}
         self.account = account_of(self._url, *self._headers.values())
 
     def __repr__(self) -> str:
@@ -98,7 +100,7 @@ class OpenAICompatible:
                         yield part
             response = answer.response()
         except ProviderError as error:
-            error.args = (redact(str(error), self._headers),)
+            error.args = (redact(str(error), self._headers, self.base_url),)
             raise
         yield response
 
@@ -157,7 +159,7 @@ def checked_url(url: str, name: str) -> str:
         usable = False
     if not usable:
         raise ConfigurationError(
-            f"{name}: base_url={url!r} is no http address; write for instance 'http://127.0.0.1:8000/v1'"
+            f"{name}: base_url={without_secrets(url)!r} is no http address; write for instance 'http://127.0.0.1:8000/v1'"
         )
     return url.strip().rstrip("/")
 

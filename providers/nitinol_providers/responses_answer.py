@@ -11,7 +11,15 @@ from nitinol.errors import MalformedResponse, ProviderError
 from nitinol.messages import DeltaKind, Message, Native, Part, StopReason, Text, Thinking
 from nitinol.provider import Delta, ModelRequest, ModelResponse, StreamPart, UsageSoFar
 from nitinol.usage import Usage
-from nitinol_providers.chat_answer import as_text, chunk_error, count, make_calls, parse_event, reported_cost
+from nitinol_providers.chat_answer import (
+    as_text,
+    chunk_error,
+    count,
+    make_calls,
+    parse_event,
+    reported_cost,
+    tells,
+)
 
 _DELTAS: Mapping[str, tuple[DeltaKind, str]] = {
     "response.output_text.delta": ("text", "content_index"),
@@ -113,7 +121,8 @@ class ResponsesAnswer:
         if response.get("model"):
             self._raw_model = as_text(response["model"])
         if raw := response.get("usage"):
-            self._usage = read_usage(raw, response.get("output") or [item.raw for item in self._items.values()])
+            items = response.get("output") or [item.raw for item in self._items.values()]
+            self._usage = read_usage(raw, items) or self._usage
 
     def _read_item(self, event: Mapping[str, Any], done: bool, made: list[StreamPart]) -> None:
         raw = _object(event["item"])
@@ -182,21 +191,21 @@ class ResponsesAnswer:
                 self._calls += raw["type"] == "function_call"
         if not output:
             output = [_grown(item) for item in self._items.values()]
-        parts, refused = self._parts(output)
+        reason = str(_object(response.get("incomplete_details") or {}).get("reason"))
+        end = _INCOMPLETE.get(reason, "other") if kind == "response.incomplete" else None
+        parts, refused = self._parts(output, cut=end == "max_tokens" and _is_call(output[-1:]))
         calls = any(part.type == "tool_call" for part in parts)
         stop: StopReason = "refusal" if refused else "tool_use" if calls else "end_turn"
-        if kind == "response.incomplete":
-            stop = _INCOMPLETE.get(str(_object(response.get("incomplete_details") or {}).get("reason")), "other")
         self._outcome = ModelResponse(
             message=Message(role="assistant", parts=tuple(parts), provider=self._provider, model=self._model),
             usage=self._usage,
-            stop_reason=stop,
+            stop_reason=end or stop,
             raw_model=self._raw_model,
             response_id=self._id,
         )
 
-    def _parts(self, output: list[Mapping[str, Any]]) -> tuple[list[Part], bool]:
-        """The parts of the message, and whether the model refused."""
+    def _parts(self, output: list[Mapping[str, Any]], *, cut: bool) -> tuple[list[Part], bool]:
+        """The parts of the message, and whether the model refused. `cut`: the answer ended at its limit, within a call."""
         stored = bool(self._request.extra.get("store"))
         thinks = [raw for raw in output if raw["type"] == "reasoning" and (raw.get("encrypted_content") or stored)]
         # Thinking that goes back must be followed by what followed it, under its id; nothing else needs an id.
@@ -216,6 +225,7 @@ class ResponsesAnswer:
                     )
                     for raw in found
                 ),
+                cut=cut,
             )
         )
         for raw in output:
@@ -238,8 +248,11 @@ class ResponsesAnswer:
         return parts, refused
 
 
-def read_usage(raw: Mapping[str, Any], output: Iterable[Mapping[str, Any]] = ()) -> Usage:
-    """A `usage` object, and of the answer's items the calls of the vendor's own tools."""
+def read_usage(raw: Mapping[str, Any], output: Iterable[Mapping[str, Any]] = ()) -> Usage | None:
+    """A `usage` object, and of the answer's items the calls of the vendor's own tools; None where it tells nothing."""
+    cost = reported_cost(raw)
+    if cost is None and not tells(raw, "input_tokens", "output_tokens", "total_tokens"):
+        return None
     came, went = _object(raw.get("input_tokens_details") or {}), _object(raw.get("output_tokens_details") or {})
     sent, total = count(raw.get("input_tokens")), count(raw.get("total_tokens"))
     return Usage(
@@ -249,8 +262,12 @@ def read_usage(raw: Mapping[str, Any], output: Iterable[Mapping[str, Any]] = ())
         output_tokens=max(count(raw.get("output_tokens")), total - sent),
         reasoning_tokens=count(went.get("reasoning_tokens")),
         server_tool_calls=max(sum(map(_is_billed, output)), count(raw.get("num_server_side_tools_used"))),
-        reported_cost=reported_cost(raw),
+        reported_cost=cost,
     )
+
+
+def _is_call(items: Iterable[Mapping[str, Any]]) -> bool:
+    return any(item["type"] == "function_call" for item in items)
 
 
 def _is_billed(item: Mapping[str, Any]) -> bool:

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlsplit
 
+from nitinol.errors import ConfigurationError
+from nitinol.http_errors import without_secrets
+
 Media = Literal["image", "image_url", "audio", "document"]
 """What a vendor's models may take: pictures as bytes, pictures by address, sound, documents."""
 
@@ -145,4 +148,10 @@ def base_url_of(vendor: Vendor) -> tuple[str, bool]:
     given = os.environ.get(vendor.url_variable, "").strip() if vendor.url_variable else ""
     if not given:
         return vendor.base_url, True
-    return vendor.read_url(given).rstrip("/") + vendor.url_suffix, False
+    try:
+        parts = urlsplit(vendor.read_url(given))
+    except ValueError:
+        raise ConfigurationError(
+            f"{vendor.url_variable}={without_secrets(given)!r} is no http address; write for instance 'http://127.0.0.1:8000'"
+        ) from None
+    return parts._replace(path=parts.path.rstrip("/") + vendor.url_suffix).geturl(), False

@@ -232,14 +232,15 @@ class Http:
             ProviderError: Whatever fails, as the type that says whether to retry. No message holds a header's key.
             ConfigurationError: The variables name a proxy or certificates that cannot be used.
         """
-        headers = headers or {}
+        headers, given = headers or {}, url
         watch = _Watch(self._stall, self._deadline)
         answer: Answer | None = None
         free: asyncio.Semaphore | None = None
         try:
             url, headers = _without_user(url, headers)
             body = None if json is None else _encode(json)
-            sent = headers if body is None else {"content-type": "application/json", **headers}
+            typed = body is None or _has(headers, "content-type")
+            sent = headers if typed else {"content-type": "application/json", **headers}
             watch.resume(stalls=False)
             await self._pool.free.acquire()
             free = self._pool.free
@@ -281,13 +282,13 @@ class Http:
             if not watch.is_to_blame():
                 raise
             error = ProviderTimeout(f"{method} {_shown(url)}: {watch.reason}")
-            raise complete(error, headers, *_told(answer)) from None
+            raise complete(error, headers, given, *_told(answer)) from None
         except ConfigurationError:
             raise
         except ProviderError as error:
-            raise complete(error, headers, *_told(answer)) from None
+            raise complete(error, headers, given, *_told(answer)) from None
         except Exception as error:
-            raise complete(_network_error(error, f"{method} {_shown(url)}"), headers, *_told(answer)) from None
+            raise complete(_network_error(error, f"{method} {_shown(url)}"), headers, given, *_told(answer)) from None
         finally:
             watch.close()
             try:
@@ -446,7 +447,12 @@ def _without_user(url: str, headers: Mapping[str, str]) -> tuple[str, Mapping[st
     if not at:
         return url, headers
     basic = f"Basic {base64.b64encode(unquote(user).encode()).decode()}"
-    return parts._replace(netloc=host).geturl(), {"authorization": basic, **headers}
+    signed = headers if _has(headers, "authorization") else {"authorization": basic, **headers}
+    return parts._replace(netloc=host).geturl(), signed
+
+
+def _has(headers: Mapping[str, str], name: str) -> bool:
+    return name in map(str.lower, headers)
 
 
 def _network_error(error: Exception, what: str) -> ProviderError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json as jsonlib
 import math
 import re
@@ -10,6 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from typing import cast
+from urllib.parse import unquote, unquote_plus, urlsplit
 
 from nitinol import errors
 from nitinol.errors import MalformedResponse, ProviderError
@@ -18,6 +20,7 @@ Classify = Callable[[int, str], type[ProviderError] | None]
 """A vendor's own reading of a status and its body's text; None leaves it to `error_type`."""
 
 _SECRET = re.compile("auth|key|token|secret|password|cookie|credential|signature", re.IGNORECASE)
+_SCHEMES = frozenset(("bearer", "basic", "token", "digest", "negotiate", "apikey"))
 _REQUEST_IDS = ("x-request-id", "request-id", "x-requestid", "x-amzn-requestid", "x-generation-id", "cf-ray")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -58,22 +61,37 @@ def error_message(body: object) -> str:
     return str(body)[:500]
 
 
-def keys_in(headers: Mapping[str, str]) -> list[str]:
-    """The keys that these headers carry, by the headers' names."""
+def keys_in(headers: Mapping[str, str], url: str = "") -> list[str]:
+    """The keys that these headers carry, by the headers' names; and those of an address: its user's, and of its query."""
     found: list[str] = []
     for name, value in headers.items():
-        if _SECRET.search(name):
+        if "cookie" in name.lower():
+            found += [pair.partition("=")[2] or pair for pair in value.replace(" ", "").split(";")]
+        elif _SECRET.search(name):
             words = value.split()
-            # Behind "Bearer"; shorter ones are placeholders, such as "-".
-            found += [word for word in words[1:] or words if len(word) >= 4]
-    return found
+            found += words[1:] if len(words) > 1 and words[0].lower() in _SCHEMES else words
+    with suppress(ValueError):  # it is no address
+        parts = urlsplit(url)
+        user = parts.netloc.rpartition("@")[0]
+        password = user.partition(":")[2] or user
+        found += [password, unquote(password), base64.b64encode(unquote(user).encode()).decode()]
+        for name, _, value in (pair.partition("=") for pair in parts.query.split("&")):
+            found += [value, unquote_plus(value)] if _SECRET.search(name) or name == "sig" else ()
+    return [key for key in found if len(key) >= 4]  # shorter ones are placeholders, such as "-"
 
 
-def redact(text: str, headers: Mapping[str, str]) -> str:
-    """The text without the keys that were sent in these headers."""
-    for key in keys_in(headers):
+def redact(text: str, headers: Mapping[str, str], url: str = "") -> str:
+    """The text without the keys that were sent in these headers and this address, nor one that its end has cut."""
+    for key in sorted(keys_in(headers, url), key=len, reverse=True):
         text = text.replace(key, "[key]")
+        left = next((size for size in range(len(key) - 1, 7, -1) if text.endswith(key[:size])), 0)
+        text = f"{text[:-left]}[key]" if left else text
     return text
+
+
+def without_secrets(url: str) -> str:
+    """An address as it may be told, be it one or not: without its user and its query."""
+    return re.sub(r"^([^/?]*//)?.*@", r"\1", url, flags=re.DOTALL).partition("?")[0]
 
 
 def is_read(name: str) -> bool:
@@ -88,13 +106,13 @@ def status_error(status: int, headers: Mapping[str, str], body: bytes, classify:
 
 
 def complete(
-    error: ProviderError, sent: Mapping[str, str], status: int | None, headers: Mapping[str, str]
+    error: ProviderError, sent: Mapping[str, str], url: str, status: int | None, headers: Mapping[str, str]
 ) -> ProviderError:
     """The same error without the keys that were sent, and with what the answer's headers tell of it."""
-    error.args = (redact(str(error), sent),)
+    error.args = (redact(str(error), sent, url),)
     error.status_code = error.status_code or status
     told = error.request_id or next((headers[name] for name in _REQUEST_IDS if headers.get(name)), None)
-    error.request_id = None if told is None else redact(told, sent)
+    error.request_id = None if told is None else redact(told, sent, url)
     return error
 
 

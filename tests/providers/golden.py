@@ -89,9 +89,9 @@ def _gemini(raw: Mapping[str, Any], output: tuple[str, ...]) -> Usage:
 
 
 READERS: Mapping[str, Callable[[Mapping[str, Any], tuple[str, ...]], Usage]] = {
-    "messages": lambda raw, output: anthropic_answer.read_usage(raw),
-    "responses": lambda raw, output: responses_answer.read_usage(raw, [{"type": kind} for kind in output]),
-    "chat": lambda raw, output: read_usage(raw),
+    "messages": lambda raw, output: anthropic_answer.read_usage(raw) or Usage(),
+    "responses": lambda raw, output: responses_answer.read_usage(raw, [{"type": kind} for kind in output]) or Usage(),
+    "chat": lambda raw, output: read_usage(raw) or Usage(),
     "gemini": _gemini,
 }
 

@@ -394,6 +394,10 @@ class TestFailures:
         assert (caught.value.status_code, caught.value.request_id, caught.value.retry_after) == (status, "req_7", 2)
         assert body["message"] in str(caught.value)
 
+    def test_usage_that_tells_nothing_is_unknown_and_not_zero(self) -> None:
+        usage: dict[str, Any] = {"input_tokens": "5", "output_tokens": None}
+        assert respond(begun(**usage), *block(0, {"type": "text", "text": "x"}), *ended(**usage)).usage is None
+
     def test_a_cut_connection_is_retryable_and_its_usage_known(self) -> None:
         data = (RECORDINGS / "text.sse").read_bytes()
         seen: list[StreamPart] = []

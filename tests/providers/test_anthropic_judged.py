@@ -213,6 +213,7 @@ class TestTheCatalogueCountsTheSame:
             "server_tool_use": {"web_search_requests": searches, "web_fetch_requests": 3},
         }
         ours = read_usage(raw)
+        assert ours is not None
         told = {key: value for key, value in raw.items() if value is not None}
         theirs = extract_usage({"model": "claude-sonnet-5-5", "usage": told}, provider_id="anthropic").usage
         for name in (

@@ -410,7 +410,6 @@ class TestAnswers:
                 },
                 Usage(input_tokens=130, cache_read_tokens=60, output_tokens=18, reasoning_tokens=11),
             ),
-            ({"promptTokenCount": -1, "candidatesTokenCount": "many"}, Usage()),
             ({"promptTokenCount": 5, "cachedContentTokenCount": 9}, Usage(input_tokens=5, cache_read_tokens=5)),
         ],
     )
@@ -419,6 +418,14 @@ class TestAnswers:
         assert parts[-2] == UsageSoFar(usage)
         assert isinstance(parts[-1], ModelResponse)
         assert parts[-1].usage == usage
+
+    def test_usage_that_tells_nothing_is_unknown_and_not_zero(self) -> None:
+        raw = {"promptTokenCount": -1, "candidatesTokenCount": "many"}
+        assert respond(chunk({"text": "x"}, finish="STOP", usage=raw)).usage is None
+
+    def test_fields_of_a_part_may_be_null(self) -> None:
+        part = {"text": "x", "functionCall": None, "inlineData": None, "thought": None}
+        assert respond(chunk(part, finish="STOP")).message.parts == (Text("x"),)
 
     def test_usage_grows_and_is_told_as_it_grows(self) -> None:
         parts = asked(
@@ -891,6 +898,8 @@ class TestConstruction:
         monkeypatch.setenv("GOOGLE_API_KEY", " AIza-2\n")
         assert header(Gemini("m")) == "AIza-2"
         assert header(Gemini("m", api_key="AIza-3")) == "AIza-3"
+        monkeypatch.setenv("GOOGLE_API_KEY", " ")
+        assert header(Gemini("m")) == "AIza-1"
         monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", "http://box:9/")
         assert Gemini("m").base_url == "http://box:9"
         assert Gemini("m", base_url="http://other").base_url == "http://other"
@@ -909,6 +918,11 @@ class TestConstruction:
     def test_an_empty_model_is_refused(self) -> None:
         with pytest.raises(errors.ConfigurationError, match="empty"):
             Gemini(" ", api_key="k")
+
+    def test_an_address_may_have_a_query_behind_its_slash(self) -> None:
+        http = Replay(sse(chunk({"text": "x"}, finish="STOP")))
+        asked(gemini(base_url="http://box/?a=1"), ASK, http)
+        assert http.url == f"http://box/v1beta/models/{MODEL}:streamGenerateContent?a=1&alt=sse"
 
     def test_an_unknown_option_is_refused_by_name(self) -> None:
         with pytest.raises(TypeError, match="vertexai"):

@@ -282,6 +282,21 @@ class TestAnswers:
     def test_a_refusal_is_text_and_a_reason(self) -> None:
         assert respond(refusal("I cannot.")).message.text == "I cannot."
 
+    @pytest.mark.parametrize("reason", ["max_output_tokens", "content_filter"])
+    def test_a_call_that_is_cut_before_its_first_argument_does_not_run_without(self, reason: str) -> None:
+        """A refused answer runs no call at all."""
+        cut = call("wipe", "")
+        (made,) = respond(cut, end="incomplete", incomplete_details={"reason": reason}).message.tool_calls
+        assert made.malformed == ("" if reason == "max_output_tokens" else None)
+        whole, _ = respond(
+            cut, message("x"), cut, end="incomplete", incomplete_details={"reason": reason}
+        ).message.tool_calls
+        assert whole.malformed is None
+
+    def test_usage_that_tells_nothing_is_unknown_and_not_zero(self) -> None:
+        nothing = {"input_tokens": None, "input_tokens_details": None, "output_tokens": "5", "total_tokens": None}
+        assert last(stream([message("x")], usage=nothing)).usage is None
+
     @pytest.mark.parametrize(
         ("raw", "usage"),
         [
@@ -802,7 +817,7 @@ class TestConstruction:
             OpenAI(" ")
 
     def test_the_key_the_project_and_the_callers_headers_are_sent(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("OPENAI_ORG_ID", "org-1")
+        monkeypatch.setenv("OPENAI_ORG_ID", " org-1\n")
         monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-1")
         http = Replay(stream([]))
         made = OpenAI(

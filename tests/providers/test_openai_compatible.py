@@ -281,6 +281,27 @@ class TestAnswers:
         assert respond(delta("stop", content="x")).usage is None
 
     @pytest.mark.parametrize(
+        "raw",
+        [
+            {"prompt_tokens": None, "completion_tokens": None},
+            {"prompt_tokens": "10", "completion_tokens": -1, "total_tokens": True},
+            {"cost": "1E+9999999"},
+            {"cost_in_usd_ticks": "123"},
+            {"cost_in_usd_ticks": -3},
+        ],
+    )
+    def test_usage_that_tells_nothing_is_unknown_and_not_zero(self, raw: dict[str, Any]) -> None:
+        assert respond(delta("stop", content="x"), {"choices": [], "usage": raw}).usage is None
+
+    def test_a_call_that_is_cut_before_its_first_argument_does_not_run_without(self) -> None:
+        (call,) = respond(called(0, "a", "wipe"), delta("length")).message.tool_calls
+        assert call.malformed == ""
+        whole, cut = respond(called(0, "a", "look"), called(1, "b", "wipe"), delta("length")).message.tool_calls
+        assert (whole.malformed, cut.malformed) == (None, "")
+        (call,) = respond(called(0, "a", "look"), delta("tool_calls")).message.tool_calls
+        assert call.malformed is None
+
+    @pytest.mark.parametrize(
         ("raw", "usage"),
         [
             ({"prompt_tokens": 5, "completion_tokens": 2}, Usage(input_tokens=5, output_tokens=2)),
@@ -671,6 +692,13 @@ class TestConstruction:
         with pytest.raises(errors.ConfigurationError, match="base_url="):
             OpenAICompatible("m", name="acme")
 
+    @pytest.mark.parametrize("host", ["box:99999", "http://[::1", "kim:secret@box:x"])
+    def test_a_bad_address_of_a_variable_is_named(self, host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("OLLAMA_HOST", host)
+        with pytest.raises(errors.ConfigurationError, match="OLLAMA_HOST") as caught:
+            OpenAICompatible("m", name="ollama")
+        assert "secret" not in str(caught.value)
+
     @pytest.mark.parametrize("url", ["", "box:9/v1", "ftp://box", "http://", "http://box:x"])
     def test_a_bad_address_is_refused(self, url: str) -> None:
         with pytest.raises(errors.ConfigurationError, match="base_url="):
@@ -689,6 +717,7 @@ class TestConstruction:
             ("OLLAMA_HOST", "https://box/", "ollama", "https://box:443/v1"),
             ("OPENAI_BASE_URL", "http://box/v1/", "openai-compatible", "http://box/v1"),
             ("GROQ_BASE_URL", "http://box", "groq", "http://box/openai/v1"),
+            ("GROQ_BASE_URL", "http://box/?a=1", "groq", "http://box/openai/v1?a=1"),
             ("VLLM_BASE_URL", "http://box/v1", "vllm", "http://box/v1"),
         ],
     )

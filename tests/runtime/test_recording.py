@@ -349,7 +349,7 @@ class TestSecrets:
             "prompt": "tok-of-a-variable-1 and sk-proj-0123456789abcdef0123456789",
             "named": "by-the-user-1",
         }
-        headers = {"Authorization": f"Bearer {PLANTED}", "X-Goog-Api-Key": "in-a-header-1"}
+        headers = {"X-Authorization": f"Bearer {PLANTED}", "X-Goog-Api-Key": "in-a-header-1"}
         with Server(serve) as server:
             url = server.url.replace("//", "//kim:user-pass-1@") + "/v1?key=in-the-query-1&a=b"
             with record(file, secrets=["by-the-user-1"]):
