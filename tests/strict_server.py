@@ -16,7 +16,7 @@ import re
 import string
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -252,6 +252,15 @@ def _list(value: object) -> Sequence[Any]:
     return cast("Sequence[Any]", value) if isinstance(value, list) else ()
 
 
+def tokens_of(request: Mapping[str, Any]) -> int:
+    """How long a request is, in tokens that are pieces of words, as a tokenizer of no vendor has them."""
+    told = json.dumps([request.get("messages"), request.get("tools")], ensure_ascii=False)
+    return sum(1 for _ in _TOKEN.finditer(told))
+
+
+_TOKEN = re.compile(r" ?[^\W\d_]{1,5}|\d{1,3}|[^\w\s]{1,2}|\s+|_")
+
+
 # ---- what it answers
 
 Fault = Literal["rate limited", "unavailable", "cut", "error in stream"]
@@ -284,16 +293,21 @@ def choose(request: Mapping[str, Any], chance: random.Random) -> Answer:
     names += chance.choices(sorted(schemas), k=many - len(names)) if schemas else []
     counts = chance.random() < 0.2  # as simple servers do, whose ids are the same in each answer
     ids = [f"call_{index}" if counts else f"call_{_word(chance, 24)}" for index in range(len(names))]
-    calls = [_call(id, name, schemas[name], chance) for id, name in zip(ids, names, strict=True)]
+    calls = [call_of(id, name, schemas[name], chance) for id, name in zip(ids, names, strict=True)]
     speaks = not calls or chance.random() < 0.3
     text = " ".join(_word(chance, 6) for _ in range(chance.randint(1, 10))) if speaks else None
-    prompt = len(json.dumps(request["messages"])) // 4
+    return Answer(text=text, calls=calls, usage=usage_of(request, text, calls), fault=fault)
+
+
+def usage_of(request: Mapping[str, Any], text: str | None, calls: Sequence[Mapping[str, Any]]) -> Mapping[str, int]:
+    """What it bills."""
+    prompt = tokens_of(request)
     completion = 1 + (len(text or "") + len(json.dumps(calls))) // 4
-    usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
-    return Answer(text=text, calls=calls, usage=usage, fault=fault)
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
-def _call(id: str, name: str, schema: Mapping[str, Any], chance: random.Random) -> Mapping[str, Any]:
+def call_of(id: str, name: str, schema: Mapping[str, Any], chance: random.Random) -> Mapping[str, Any]:
+    """A call of a tool, with arguments that fit."""
     made = {key: _value(_object(kind), chance) for key, kind in _object(schema.get("properties")).items()}
     function = {"name": name, "arguments": json.dumps(made)}
     return {"id": id, "type": "function", "function": function}
@@ -347,17 +361,28 @@ class StrictModel:
 
     A line of the book for each request, before it is answered: its number, `user`, what was wrong with it, and what it is
     given; and one when the answer has been sent, `whole` or not.
+
+    Args:
+        book: Where its lines go.
+        seed: Of its choices.
+        window: Tokens that a request and the answer it asks for may have; a longer one is refused as vendors do.
+        overflows: Numbers of requests that are refused as too long, and are not.
     """
 
-    def __init__(self, book: Path, seed: int) -> None:
+    def __init__(self, book: Path, seed: int, *, window: int | None = None, overflows: Collection[int] = ()) -> None:
         self._book = book.open("a", buffering=1)
         self._seed = seed
+        self._window, self._overflows = window, overflows
         self._number = 0
         self._asked: Counter[str] = Counter()
 
     def close(self) -> None:
         """Close the book."""
         self._book.close()
+
+    def choose(self, request: Mapping[str, Any], chance: random.Random) -> Answer:
+        """What a valid request is answered."""
+        return choose(request, chance)
 
     async def __call__(self, connection: servers.Connection) -> bool:
         self._number = number = self._number + 1
@@ -372,11 +397,21 @@ class StrictModel:
             self._write(line)
             refused = servers.answer(400, _error("; ".join(wrong), "invalid_request_error"))
             return bool(await refused(connection))
+        asked = tokens_of(body)
+        longest = asked + int(body.get("max_completion_tokens") or body.get("max_tokens") or 0)
+        planted = number in self._overflows
+        if self._window is not None and (planted or longest > self._window):
+            self._write({**line, "too_long": asked, "planted": planted})
+            what = (
+                f"This model's maximum context length is {self._window} tokens. However, you requested {longest} tokens"
+            )
+            refused = servers.answer(400, _error(what, "invalid_request_error", "context_length_exceeded"))
+            return bool(await refused(connection))
         # The same conversation asked again may have another answer, or a fault would be for ever.
         conversation = hashlib.sha256(json.dumps(body["messages"]).encode()).hexdigest()
         self._asked[conversation] += 1
         chance = random.Random(f"{self._seed}/{conversation}/{self._asked[conversation]}")
-        answer = choose(body, chance)
+        answer = self.choose(body, chance)
         given = {"text": answer.text, "calls": answer.calls, "usage": answer.usage, "fault": answer.fault}
         self._write({**line, **given})
         whole = False

@@ -38,8 +38,9 @@ class OpenAICompatible:
 
     Args:
         model: The name sent to the server.
-        name: The vendor. One of the names above brings its address, its key's variable and its dialect; any other is
-            plain OpenAI with a name of its own, and needs `base_url`.
+        name: The vendor. A prefix of model strings, such as `groq` or `llamacpp` (`help(nitinol_providers.openai_compatible)`
+            lists them), brings its address, its key's variable and its dialect; any other is plain OpenAI with a name of
+            its own, and needs `base_url`.
         base_url: Up to but without `/chat/completions`; None = from the vendor's variable, else its own address.
         api_key: None = from the vendor's variable.
         headers: Sent with each request, after ours and over them.

@@ -290,7 +290,8 @@ def plan(
         after = sum(map(estimate_tokens, _head(transcript, made))) + sum(sizes[cut - hidden :])
         if after + handoff_tokens(room) <= room:
             break
-    if cut > hidden and size - after - handoff_tokens(room) >= worth:
+    shrinks = cut > hidden and bool(going(transcript, now, made))
+    if shrinks and size - after - handoff_tokens(room) >= worth:
         return Plan("summarise", made)
     if policy.fallback is None:
         return None
@@ -304,22 +305,22 @@ def plan(
             best = Plan("truncate", shorter)
             if size - saved <= room:
                 break
-    if best is None and must and cut > hidden:  # too little for a summary, and still something
-        shorter = truncated(now, made)
+    if best is None and must and shrinks:  # too little for a summary, and still something
+        shorter = truncated(transcript, now, made)
         best = Plan("truncate", shorter) if size_of(transcript, shorter) < size else None
     return best
 
 
-def truncated(now: Compacted, planned: Compacted) -> Compacted:
+def truncated(transcript: Sequence[Message], now: Compacted, planned: Compacted) -> Compacted:
     """What was to be summarised, without a summary."""
-    lost = now.lost + planned.hidden - now.hidden - sum(at >= now.hidden for at in planned.kept)
-    return replace(planned, handoff=now.handoff, lost=lost)
+    return replace(planned, handoff=now.handoff, lost=now.lost + len(going(transcript, now, planned)))
 
 
 def going(transcript: Sequence[Message], now: Compacted, then: Compacted) -> list[int]:
     """Which messages go from the view, or have their tool results go."""
     if then.hidden > now.hidden:
-        return [at for at in range(now.hidden, then.hidden) if at not in then.kept]
+        were = [*now.kept, *range(now.hidden, then.hidden)]
+        return [at for at in were if at not in then.kept]
     return [
         now.hidden + index
         for index in range(len(transcript) - now.hidden)
@@ -328,8 +329,19 @@ def going(transcript: Sequence[Message], now: Compacted, then: Compacted) -> lis
 
 
 def handoff_tokens(room: int) -> int:
-    """How long a handoff may be, by our estimate."""
+    """How long a handoff should be, by our estimate."""
     return max(min(HANDOFF_TOKENS, room // 4), 64)
+
+
+def handoff_of(answer: str, room: int) -> str:
+    """What is taken of an answer to `summary_prompt`: a model that rambles would fill what it is to make free."""
+    return _within(answer.strip(), 8 * handoff_tokens(room))
+
+
+def summary_output(room: int) -> int:
+    """Tokens that the answer may have: some models think first, whatever they are told."""
+    wanted = handoff_tokens(room)
+    return min(4 * wanted, max(2 * wanted, room // 8))
 
 
 def _cut(transcript: Sequence[Message], sizes: Sequence[int], hidden: int, keep: int) -> int:
@@ -401,15 +413,14 @@ def summary_prompt(transcript: Sequence[Message], now: Compacted, planned: Compa
         planned: What it will leave out.
         room: Tokens, by our estimate, that the question may have. What does not fit of a message is clipped.
     """
-    told: list[str] = []
-    told += [line for at in planned.kept if at < now.hidden for line in _told(transcript[at])]
-    if now.handoff:
-        told.append(f"(notes of what was said before)\n{now.handoff}")
-    told += [line for at in range(now.hidden, planned.hidden) for line in _told(transcript[at])]
+    stayed = sorted({*now.kept, *(at for at in planned.kept if at < now.hidden)})
+    told = [line for at in (*stayed, *range(now.hidden, planned.hidden)) for line in _told(transcript[at])]
     words = handoff_tokens(room) * 3 // 5
     ask = f"Write the handoff notes of this conversation: a summary of at most {words} words, with the six headings."
-    frame = f"<conversation>\n{{}}\n</conversation>\n\n{ask}"
-    return frame.replace("{}", "\n\n".join(_fitted(told, max(room * 4 - len(frame) - len(INSTRUCTIONS), 400))))
+    most = max(room * 4 - len(ask) - len(INSTRUCTIONS) - 100, 400)
+    notes = _within(f"(notes of what was said before)\n{now.handoff}\n\n", most // 2) if now.handoff else ""
+    said = "\n\n".join(_fitted(told, most - _bytes(notes)))
+    return f"<conversation>\n{notes}{said}\n</conversation>\n\n{ask}"
 
 
 def _told(message: Message) -> Iterator[str]:
@@ -473,9 +484,11 @@ __all__ = [
     "clipped",
     "estimate_tokens",
     "going",
+    "handoff_of",
     "handoff_tokens",
     "plan",
     "size_of",
+    "summary_output",
     "summary_prompt",
     "truncated",
 ]

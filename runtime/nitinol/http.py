@@ -247,7 +247,10 @@ class Http:
             answer = await self._pool.send(Request(method, url, sent, body))
             if not 200 <= answer.status_code < 300:
                 body = await _read(answer, _ERROR_BYTES, watch)
-                raise status_error(answer.status_code, answer.headers, body, classify)
+                refusal = status_error(answer.status_code, answer.headers, body, classify)
+                if answer.status_code in (404, 405):  # a wrong model, or a wrong base URL
+                    refusal.args = (f"{refusal} ({method} {_shown(url)})",)
+                raise refusal
             kind = answer.headers.get("content-type", "").lower()
             if "json" in kind:
                 whole = await _read(answer, MAX_BYTES + 1, watch)

@@ -19,7 +19,7 @@ import pydantic
 from nitinol import events as ev
 from nitinol.agent import Agent, model_name, parse_output
 from nitinol.budget import Refusal
-from nitinol.compaction import Compacted, Compaction, Plan, going, plan, size_of, truncated
+from nitinol.compaction import DEFAULT_WINDOW, Compaction, Plan, going, handoff_of, plan, size_of, truncated
 from nitinol.errors import AgentBusy, AlreadyResolved, ConfigurationError, NotFound
 from nitinol.inputs import (
     Add,
@@ -45,7 +45,18 @@ from nitinol.inputs import (
     TooLong,
     Warn,
 )
-from nitinol.messages import InputMode, Message, Outcome, Part, RunStatus, StopReason, Text, ToolAnswer, ToolCall
+from nitinol.messages import (
+    Compacted,
+    InputMode,
+    Message,
+    Outcome,
+    Part,
+    RunStatus,
+    StopReason,
+    Text,
+    ToolAnswer,
+    ToolCall,
+)
 from nitinol.state import AgentState, CallState, PendingInput, RunState, later
 from nitinol.tool_spec import Approval
 from nitinol.usage import NO_USAGE, Usage
@@ -542,7 +553,7 @@ class _Decision:
                 "failed", f"the conversation is too long, and no summary came: {why}; Compaction(fallback='truncate') goes on without one",
                 error_type="ContextOverflow",
             )  # fmt: skip
-        self.compact(truncated(self.state.compacted, run.compacting), fallback="truncate")
+        self.compact(truncated(self.state.transcript, self.state.compacted, run.compacting), fallback="truncate")
 
     def fall_back(self, attempt: int, model: str) -> bool:
         """Go on with the next model, if there is one."""
@@ -808,6 +819,8 @@ def _is_next(d: _Decision, input: AttemptReady | TooLong) -> bool:
     """Whether it is of the attempt that is to be made now."""
     run = d.state.run
     current = run is not None and _is_current(d, input) and run.asking and run.ending is None
+    if d.state.stopped:
+        return False  # the stop has overtaken it, and nobody would fly it
     return run is not None and current and not run.attempt_open and run.attempt + 1 == input.attempt
 
 
@@ -913,7 +926,9 @@ def _summarised(d: _Decision, planned: Compacted, message: Message, stop_reason:
     """The answer is the handoff that stands for the older messages, if it is one."""
     if d.run.ending is not None:
         return d.settle()
-    handoff = message.text.strip()
+    policy = d.agent.compaction or Compaction()
+    room = d.state.gauge.room(policy, d.run.context_window or DEFAULT_WINDOW, 0)
+    handoff = handoff_of(message.text, room)
     then = replace(planned, handoff=handoff)
     if not handoff or stop_reason in ("refusal", "content_filter"):
         return d.truncate(f"the model answered none, and ended with {stop_reason}")

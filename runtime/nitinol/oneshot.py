@@ -221,7 +221,8 @@ class _OneShot:
 def _definition(agent: Agent[Any] | None, options: dict[str, Any]) -> Agent[Any]:
     if agent is None:
         if "model" not in options:
-            raise TypeError("run() takes an Agent, or model= and other options of Agent")
+            given = f", not {', '.join(f'{name}=' for name in options)} alone" if options else ""
+            raise TypeError(f"run() takes an Agent, or model= and other options of Agent{given}")
         options.setdefault("name", "run")
         return Agent(**options)
     if not isinstance(agent, Agent):  # pyright: ignore[reportUnnecessaryIsInstance]

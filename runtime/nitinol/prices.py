@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Protocol, runtime_checkable
 
+from nitinol.logs import get_logger
 from nitinol.usage import Usage
 
 Money = str | int | Decimal
 """An amount a user writes. Floats are refused: 0.1 is not a tenth."""
 
 _MILLION = Decimal(1_000_000)
+MAGNITUDE = 100
+"""The largest power of ten of an amount, and the smallest: what is beyond could not be reckoned with."""
 
 
 def to_money(value: Money, name: str) -> Decimal:
@@ -31,6 +35,8 @@ def to_money(value: Money, name: str) -> Decimal:
         raise ValueError(f"{name}={value!r} is not an amount") from None
     if not amount.is_finite() or amount < 0:
         raise ValueError(f"{name}={value!r} must be zero or more")
+    if amount and abs(amount.adjusted()) > MAGNITUDE:
+        raise ValueError(f"{name}={value!r} is no amount of money")
     return amount
 
 
@@ -127,3 +133,36 @@ class Prices:
         """Every token at the dearest price there is for it; no call of the provider's own tools."""
         read = max(self.input, self.cache_read, self.cache_write, self.cache_write_1h)
         return (input_tokens * read + output_tokens * max(self.output, self.reasoning)) / _MILLION + self.request
+
+
+@dataclass(frozen=True, slots=True)
+class Sound:
+    """A price list of anybody's, as the runtime asks it: `None` where it raises, or gives what is no amount."""
+
+    prices: PriceList
+
+    @property
+    def source(self) -> str:
+        """As the list says; its class, where it does not."""
+        with suppress(Exception):
+            return str(self.prices.source)
+        return type(self.prices).__name__
+
+    def cost(self, usage: Usage) -> Decimal | None:
+        """As the list says; `None` and an error in the log where that is no amount."""
+        return self._amount("cost", usage)
+
+    def at_most(self, input_tokens: int, output_tokens: int) -> Decimal | None:
+        """As the list says; `None` and an error in the log where that is no amount."""
+        return self._amount("at_most", input_tokens, output_tokens)
+
+    def _amount(self, name: str, *of: object) -> Decimal | None:
+        try:
+            amount: object = getattr(self.prices, name)(*of)
+        except Exception as error:
+            get_logger().error("prices raised", prices=type(self.prices).__name__, method=name, exc_info=error)
+            return None
+        if amount is None or (isinstance(amount, Decimal) and amount.is_finite() and amount >= 0):
+            return amount
+        get_logger().error("prices gave no amount", prices=type(self.prices).__name__, method=name, amount=repr(amount))
+        return None

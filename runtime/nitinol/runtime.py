@@ -550,6 +550,8 @@ class Runtime:
             raise ConfigurationError(f"idle={idle!r} must be seconds, more than zero, or None: agents never sleep")
         self._drain, self._shutdown = drain, shutdown
         self._definitions: dict[str, Agent[Any]] = {}
+        if isinstance(agents, Agent):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigurationError(f"agents= takes a list of definitions; write agents=[…] around {agents.name!r}")
         for agent in agents:
             if self._definitions.setdefault(agent.name, agent) is not agent:
                 raise ConfigurationError(f"two agents are called {agent.name!r}")

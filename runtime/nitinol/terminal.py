@@ -84,7 +84,8 @@ def summary(event: Event) -> str:
         case "turn.finished":
             return f"{event.stop_reason}, {count(event.tool_calls, 'tool call')}"
         case "model.started":
-            return f"{in_line(event.provider)}:{in_line(event.model)}, attempt {event.attempt}"
+            purpose = ", for a summary" if event.compacting is not None else ""
+            return f"{in_line(event.provider)}:{in_line(event.model)}, attempt {event.attempt}{purpose}"
         case "model.finished":
             return f"{event.stop_reason}, {event.duration:.1f} s"
         case "model.failed":
@@ -110,6 +111,11 @@ def summary(event: Event) -> str:
             return f"{in_line(event.scope)}: {event.fraction:.0%} of {in_line(event.limit)} is spent: {in_line(event.spent)}"
         case "budget.exceeded":
             return f"{in_line(event.scope)}: spent {in_line(event.spent)}, needs {in_line(event.needed)}, limit {in_line(event.limit)}"
+        case "context.compacted":
+            sizes = f"about {event.tokens_before:,} tokens to {event.tokens_after:,}, {count(event.removed, 'message')} shortened or gone"
+            return f"{sizes}, with no summary" if event.fallback is not None else sizes
+        case "context.repaired":
+            return f"{count(event.added, 'message')} added, {event.removed} removed"
         case "loop.detected":
             return f"{in_line(event.name)} {count(event.count, 'time')}: {event.action}"
         case "custom":

@@ -14,7 +14,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from nitinol import Agent, Approval, Budget, Hooks, Message, ModelRequest, Prices, Runtime, ToolContext, errors, tool
+from nitinol import (
+    Agent,
+    Approval,
+    Budget,
+    Compaction,
+    Hooks,
+    Message,
+    ModelRequest,
+    Prices,
+    Runtime,
+    ToolContext,
+    errors,
+    tool,
+)
 from nitinol.agent import model_name
 from nitinol.env import Env
 from nitinol.hooks import HookContext
@@ -65,6 +78,8 @@ never = gate("never")
 def answer(request: ModelRequest) -> Answer:
     """By the step, which is the key, and by how far its conversation is."""
     after_tool = request.messages[-1].role == "tool"
+    if request.purpose == "compact":
+        return "notes"
     match request.key:
         case "approval":
             return "done" if after_tool else call("launch", call_id="launch")
@@ -78,6 +93,8 @@ def answer(request: ModelRequest) -> Answer:
             return held
         case "cancelled":
             return never
+        case "circles":
+            return call("look", call_id="look")
         case "hooked":
             return "done" if after_tool else call("look", call_id="look")
         case _:
@@ -114,9 +131,12 @@ PLAIN = Agent(name="plain", model=MODEL, tools=[pay, look, launch], retry=Retry(
 FRAIL = PLAIN.replace(name="frail", fallbacks=[SPARE])
 HOOKED = PLAIN.replace(name="hooked", hooks=[Look()])
 POOR = PLAIN.replace(name="poor", budget=Budget(usd="0.000001"))
+NARROW = PLAIN.replace(
+    name="narrow", context_window=600, compaction=Compaction(reserve_tokens=100, keep_recent_tokens=50)
+)
 DEAR = Model(lambda request: "done", model="dear", usage=Usage(output_tokens=600), max_output_tokens=1000)
 THRIFTY = PLAIN.replace(name="thrifty", model=DEAR, budget=Budget(tokens=1100))
-AGENTS = [PLAIN, FRAIL, HOOKED, POOR, THRIFTY]
+AGENTS = [PLAIN, FRAIL, HOOKED, POOR, NARROW, THRIFTY]
 
 
 def main() -> None:
@@ -161,6 +181,13 @@ def main() -> None:
             with suppress(errors.AlreadyResolved):
                 handle.cancel()
             handle.result(SOON)
+
+        long = [
+            Message(role="user", parts=(Text("go far"),)),
+            Message(role="assistant", parts=(Text("far " * 600),)),
+        ]
+        send(NARROW, "long", messages=long).result(SOON)
+        send(PLAIN, "circles").result(SOON)
 
         ref = rt.start(PLAIN, key="plain")
         ref.set_model(SPARE)

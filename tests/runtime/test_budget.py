@@ -50,6 +50,8 @@ def test_money_is_exact_and_given_in_dollars_or_cents() -> None:
         ({"cents": -1}, ValueError),
         ({"usd": "much"}, ValueError),
         ({"usd": "NaN"}, ValueError),
+        ({"usd": "1E+1000000"}, ValueError),
+        ({"cents": "1E-1000000"}, ValueError),
         ({"tokens": -1}, ValueError),
         ({"euros": 1}, TypeError),
         ({"usd": 1, "per": "week"}, ValueError),

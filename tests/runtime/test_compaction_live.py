@@ -267,9 +267,8 @@ def test_a_summary_is_tried_again() -> None:
         fail(ContextOverflow("long")),
         say(" "),
         say("no", stop_reason="refusal"),
-        say("long " * 3000),
     ],
-    ids=["refused", "too long", "empty", "refusal", "no shorter"],
+    ids=["refused", "too long", "empty", "refusal"],
 )
 def test_without_a_summary_the_old_messages_go_without_one(answer: Any) -> None:
     """`fallback="truncate"`: the run goes on, readers are told, and the model is. parity: C1"""
@@ -285,6 +284,23 @@ def test_without_a_summary_the_old_messages_go_without_one(answer: Any) -> None:
         assert of_type(ref, "model.fallback") == []
         assert model.refused == 0
         assert_valid(ref)
+
+
+def test_a_summary_that_rambles_is_clipped() -> None:
+    """It may not fill what it is to make free."""
+    model = Counting(summing("BEGIN " + "long " * 3000 + "END"))
+    with Runtime() as rt:
+        ref = rt.start(an_agent(model), key="k")
+        talk(ref, 12)
+        made = of_type(ref, "context.compacted")
+        assert {event.fallback for event in made} == {None}
+        assert len(made) < 6
+        handoff = made[-1].view.handoff
+        assert handoff.startswith("BEGIN")
+        assert handoff.endswith("END")
+        assert len(handoff) <= 8 * 400
+        assert all(request.max_output_tokens == 750 for request in summaries(model))
+        assert model.refused == 0
 
 
 def test_a_later_summary_covers_what_can_still_be_covered() -> None:

@@ -314,8 +314,21 @@ class TestErrors:
     def test_a_status_is_a_type(self, transport: Transport, status: int, kind: type[ProviderError]) -> None:
         error = failure(transport, answer(status, {"error": {"message": "why"}}, x_request_id="req-7"))
         assert type(error) is kind
-        assert str(error) == f"HTTP {status}: why"
+        assert str(error).startswith(f"HTTP {status}: why")
         assert (error.status_code, error.request_id) == (status, "req-7")
+
+    @pytest.mark.parametrize("status", [404, 405])
+    def test_where_nothing_is_the_address_is_named(self, transport: Transport, status: int) -> None:
+        """Most often a base URL has a `/v1` too many, or too few; it is shown without user and query."""
+
+        async def work(pool: HttpPool) -> None:
+            url = f"{server.url.replace('//', '//user:word@')}/v1/v1/messages?key=word"
+            with pytest.raises(errors.InvalidRequest) as caught:
+                await collect(pool.session().sse("POST", url))
+            assert str(caught.value) == f"HTTP {status}: File Not Found (POST {server.url}/v1/v1/messages)"
+
+        with Server(answer(status, {"error": {"message": "File Not Found"}})) as server:
+            run(transport, work)
 
     @pytest.mark.parametrize(
         ("body", "text"),

@@ -1409,6 +1409,16 @@ def test_a_finished_turn_resets_the_count() -> None:
     assert bench.run.turn == 5
 
 
+def test_no_attempt_starts_once_the_agent_is_stopped() -> None:
+    """A stop overtakes what was about to be sent: nobody would fly it, and it would be owed."""
+    bench = Bench()
+    bench.send("r1")
+    bench.give(Stop(reason="deploy"))
+    bench.ready()
+    assert bench.state.reserved is None
+    assert not bench.run.attempt_open
+
+
 def test_a_clean_stop_never_counts() -> None:
     """Rule 7: also if an attempt was open. A stopped agent begins nothing; its queue waits."""
     bench = Bench()

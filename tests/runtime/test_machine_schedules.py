@@ -28,6 +28,7 @@ from nitinol import events as ev
 from nitinol.agent import Agent
 from nitinol.budget import Account, Amount, Budget, Grant, Refusal
 from nitinol.budget import decide as decide_budget
+from nitinol.compaction import Compaction, estimate_tokens
 from nitinol.errors import AgentBusy, AlreadyResolved, NotFound
 from nitinol.hooks import HookContext, Hooks
 from nitinol.inputs import (
@@ -49,6 +50,7 @@ from nitinol.inputs import (
     Send,
     Stop,
     Tick,
+    TooLong,
 )
 from nitinol.journal.base import verify
 from nitinol.machine import (
@@ -61,9 +63,11 @@ from nitinol.machine import (
     Wait,
     decide,
     effects,
+    plan_for,
     step,
 )
 from nitinol.messages import (
+    Compacted,
     InputMode,
     Message,
     Outcome,
@@ -140,6 +144,15 @@ class BeforeTool(Hooks):
         return None
 
 
+POLICIES = (
+    Compaction(reserve_tokens=0, keep_recent_tokens=20, deadline=2.0),
+    Compaction(reserve_tokens=40, keep_recent_tokens=8000),
+    Compaction(reserve_tokens=12_000, keep_recent_tokens=0, fallback=None),
+)
+WINDOWS = (40, 100, 250, 200_000)
+NOTES = "notes, which are no answer"
+
+
 def some_agent(rng: Random) -> Agent[Any]:
     """A definition, mostly with tight limits, so that schedules meet them."""
     budget = None
@@ -161,6 +174,7 @@ def some_agent(rng: Random) -> Agent[Any]:
         busy="reject" if rng.random() < 0.1 else "queue",
         max_pending=rng.choice((0, 1, 3, 16)),
         max_output_tokens=rng.choice((None, 100, 1000)),
+        compaction=rng.choice((None, *POLICIES)),
     )
 
 
@@ -206,7 +220,7 @@ def faults(messages: Sequence[Message]) -> list[str]:
 class Witness:
     """Reads events in order and holds them against the promises, knowing nothing of `state` or `machine`."""
 
-    def __init__(self) -> None:
+    def __init__(self, compacts: bool) -> None:
         self.seq = 0
         self.queue: list[str] = []
         self.open: str | None = None
@@ -229,6 +243,23 @@ class Witness:
         self.run_usage: Usage = NO_USAGE
         self.run_cost: Decimal | None = Decimal(0)
         self.recoveries = 0
+        self.compacts = compacts
+        self.view = Compacted()
+        self.messages = 0
+        self.summary: tuple[str, int, int] | None = None
+        """The last attempt that was to make a summary."""
+        self.summarised = False
+        """It gave a whole answer, and nothing was made of it yet."""
+        self.overflows: Counter[tuple[str, int, int]] = Counter()
+        self.fallbacks = 0
+        """In this turn."""
+        self.must_shorten = False
+        """The last request was too long for its model, and is to be made once more, shorter."""
+        self.turns: list[Counter[tuple[str, str, str, str]]] = []
+        """What each turn of the run called, and what came of it."""
+        self.asked: dict[str, tuple[str, str]] = {}
+        self.came: dict[str, tuple[str, str, str, str]] = {}
+        self.nudges = 0
 
     def read(self, commit: Sequence[ev.Event], transcript_before: Sequence[Message]) -> None:
         """One commit."""
@@ -259,6 +290,7 @@ class Witness:
         assert event.run_id == self.queue[0], "runs start in the order they were queued"
         self.open = self.queue.pop(0)
         self.run_usage, self.run_cost, self.recoveries = NO_USAGE, Decimal(0), 0
+        self.turns, self.nudges = [], 0
 
     def _run_cancelling(self, event: ev.RunCancelling) -> None:
         assert event.run_id is not None
@@ -285,6 +317,9 @@ class Witness:
             assert event.cost == self.run_cost
             if event.status not in ("completed", "halted", "cancelled"):
                 assert event.error, f"{event.status} and no reason"
+            assert NOTES not in event.text, "a summary is no answer"
+            assert (event.status == "loop_detected") == (self.nudges == 2), "a circle ends the run, and nothing else so"
+            self.must_shorten = self.summarised = False
             self.open, self.calls = None, {}
         else:
             self.queue.remove(run_id)
@@ -294,13 +329,57 @@ class Witness:
         assert self.open not in self.ending
         assert all(stage == "done" for stage in self.calls.values())
         self.calls = {}
+        self.fallbacks, self.must_shorten = 0, False
 
     def _turn_finished(self, event: ev.TurnFinished) -> None:
         assert all(stage == "done" for stage in self.calls.values())
         assert event.tool_calls == len(self.calls)
         self.recoveries = 0
+        if self.calls:
+            self.turns.append(Counter(self.came.values()))
+        self.came = {}
+
+    def _loop_detected(self, event: ev.LoopDetected) -> None:
+        """Three of one kind in the last five turns, and no more than one other among them."""
+        last = self.turns[-5:]
+        same = [at for at, turn in enumerate(last) if turn == last[-1]]
+        assert len(same) >= 3
+        others = [turn for turn in last[same[-3] :] if turn != last[-1]]
+        assert all(turn == others[0] for turn in others)
+        self.nudges = 2 if event.action == "stop" else 1
+        assert (event.action, event.count) in (("nudge", 3), ("stop", 6))
+
+    def _context_compacted(self, event: ev.ContextCompacted) -> None:
+        old, new = self.view, event.view
+        assert self.compacts
+        assert self.open not in self.ending
+        assert self.attempt is None, "while a request is under way"
+        assert 0 <= event.through < self.messages
+        assert event.removed > 0
+        assert (new.hidden, new.lost) >= (old.hidden, old.lost), "what went does not come back"
+        if new.hidden > old.hidden:
+            assert event.through == new.hidden - 1
+            if event.fallback is None:
+                assert self.summarised, "no summary stands for them"
+                assert NOTES in new.handoff
+                assert new.lost == old.lost
+            else:
+                assert (new.handoff, new.lost) == (old.handoff, old.lost + event.removed)
+        assert max(new.kept, default=-1) < new.hidden
+        assert not new.kept or not old.kept or new.kept[0] == old.kept[0], "the first message stays"
+        self.view, self.summarised, self.must_shorten = new, False, False
+
+    def _conversation_reset(self, event: ev.ConversationReset) -> None:
+        self.view, self.messages = Compacted(), 0
+
+    def _model_fallback(self, event: ev.ModelFallback) -> None:
+        self.fallbacks += 1
+        self.must_shorten = False
 
     def _message_appended(self, event: ev.MessageAppended) -> None:
+        self.messages += 1
+        if event.attempt:
+            assert self.summary != (event.run_id, event.turn, event.attempt), "a summary is no message"
         for call in event.message.tool_calls if event.attempt else ():
             self.calls[call.call_id] = "asked"
 
@@ -314,18 +393,29 @@ class Witness:
         assert all(stage == "done" for stage in self.calls.values()), "a request with open calls"
         self.attempts.add(at)
         self.attempt = at
+        if event.compacting is not None:
+            self.summary = at
+            assert event.compacting.hidden > self.view.hidden
+        assert not self.must_shorten or event.compacting is not None, "the same request again, and it was too long"
 
     def _model_finished(self, event: ev.ModelFinished) -> None:
         assert self.attempt == (event.run_id, event.turn, event.attempt)
+        self.summarised = self.attempt == self.summary
         self.attempt = None
 
     def _model_failed(self, event: ev.ModelFailed) -> None:
         assert self.attempt in (None, (event.run_id, event.turn, event.attempt))
+        at = (event.run_id or "", event.turn, event.attempt)
+        if event.error_type == "ContextOverflow" and at != self.summary:
+            self.overflows[at[0], at[1], self.fallbacks] += 1
+            assert self.overflows[at[0], at[1], self.fallbacks] <= 2, "compacted once, tried again once"
+            self.must_shorten = self.compacts
         self.attempt = None
 
     def _tool_requested(self, event: ev.ToolRequested) -> None:
         assert self.calls[event.call_id or ""] == "asked"
         self.calls[event.call_id or ""] = "requested"
+        self.asked[event.call_id or ""] = event.name, repr(sorted(event.arguments.items()))
         at = (event.run_id or "", event.turn, event.call_id or "")
         assert self.keys.setdefault(event.idempotency_key, at) == at, "an idempotency key of two calls"
 
@@ -351,6 +441,8 @@ class Witness:
     def _tool_finished(self, event: ev.ToolFinished) -> None:
         assert self.calls.get(event.call_id or "", "done") != "done", f"call {event.call_id} answered twice"
         self.calls[event.call_id or ""] = "done"
+        name, arguments = self.asked.pop(event.call_id or "", (event.name, ""))
+        self.came[event.call_id or ""] = name, arguments, event.outcome, event.text
 
     def _approval_resolved(self, event: ev.ApprovalResolved) -> None:
         assert self.calls[event.call_id or ""] == "requested"
@@ -395,6 +487,8 @@ class Witness:
         if state.run is not None:
             assert state.run.attempt_open == (self.attempt is not None)
             assert state.run.recoveries == self.recoveries
+            assert state.compacted == self.view
+            assert len(state.transcript) == self.messages
             assert (state.run.ending is not None) == (self.open in self.ending)
 
 
@@ -408,6 +502,7 @@ class Attempt:
     effect: CallModel
     sent: bool = False
     stopped: bool = False
+    summarises: bool = False
 
 
 @dataclass(eq=False)
@@ -450,12 +545,17 @@ class World:
     def __init__(self, rng: Random, tell: Callable[[str], object] | None = None) -> None:
         self.rng, self.tell = rng, tell
         self.agent = some_agent(rng)
+        self.stubborn = rng.choice((["look"], ["look", "nope"])) if rng.random() < 0.1 else []
+        """What its model calls again and again."""
+        if self.stubborn:
+            self.agent = self.agent.replace(max_turns=25, max_tool_calls=None, budget=None, deadline=None)
         self.now = 1_700_000_000 * SECOND
         self.log: list[ev.Event] = []
         self.lines: list[str] = []
         self.blank = AgentState(key="a/1", agent="a", definition=self.agent)
         self.state = self.replica = self.revived = self.blank
-        self.witness = Witness()
+        self.witness = Witness(self.agent.compaction is not None)
+        self.window = rng.choice(WINDOWS)
         self.up = False
         self.calm = False
         """No more trouble: everything reports, nothing crashes."""
@@ -519,7 +619,7 @@ class World:
             self.log.append(event)
             self.counts[event.type] += 1
             if event.type == "model.started":
-                _, added, removed = view(self.replica.transcript)
+                _, added, removed = view(self.replica.shown)
                 assert (added, removed) == (0, 0), "a request needed a repair"
             if event.type == "run.finished":
                 self.counts[event.status] += 1
@@ -533,8 +633,10 @@ class World:
 
     def check(self, state: AgentState) -> None:
         """What is true of every committed state."""
-        sent, _, _ = view(state.transcript)
+        sent, _, _ = view(state.shown)
         assert not faults(sent), faults(sent)
+        assert not sent or sent[0].parts[0] == state.transcript[0].parts[0], "the first message stays"
+        assert state.estimated_tokens == sum(map(estimate_tokens, state.shown))
         wanted, run = effects(state), state.run
         if run is None or state.parked or state.stopped:
             assert not wanted, "an idle agent wants nothing"
@@ -722,6 +824,18 @@ class World:
             self.attempts.remove(task)
             self.decide(Cancel(run_id=effect.run_id, by="hook", status="halted", reason="enough"))
             return
+        size = self.state.estimated_tokens + 10
+        plan = plan_for(self.state, "test:one", size, self.window)
+        if plan is not None and plan.tier != "summarise":
+            self.attempts.remove(task)
+            self.decide(
+                TooLong(
+                    run_id=effect.run_id, turn=effect.turn, attempt=effect.attempt, provider="test", model="one",
+                    estimated_tokens=size, context_window=self.window,
+                )
+            )  # fmt: skip
+            return
+        task.summarises = plan is not None
         prices = PRICES if rng.random() < 0.85 else None
         ready = AttemptReady(
             run_id=effect.run_id,
@@ -731,6 +845,9 @@ class World:
             model="one",
             grant=self.some_grant(prices),
             priced=prices is not None,
+            estimated_tokens=size,
+            context_window=self.window,
+            compacting=None if plan is None else plan.compacted,
         )
         events = self.decide(ready)
         if any(event.type == "model.started" for event in events):
@@ -759,7 +876,9 @@ class World:
                 self.outcome(self.failed(task, error_type="Cancelled", retryable=False))
                 return
         elif chance < 0.25 and not self.calm:
-            self.outcome(self.failed(task, error_type="RateLimited", retryable=rng.random() < 0.7))
+            kind = rng.choice(("RateLimited", "RateLimited", "ContextOverflow"))
+            retryable = kind == "RateLimited" and rng.random() < 0.7
+            self.outcome(self.failed(task, error_type=kind, retryable=retryable))
             return
         if chance > 0.97:
             self.decide(Cancel(run_id=effect.run_id, by="hook", status="halted", reason="enough"))
@@ -771,7 +890,7 @@ class World:
                 attempt=effect.attempt,
                 provider="test",
                 model="one",
-                response=self.some_answer(),
+                response=self.some_notes() if task.summarises else self.some_answer(),
                 usage=usage,
                 cost=PRICES.cost(usage) if rng.random() < 0.9 else None,
                 price_source="given",
@@ -804,11 +923,22 @@ class World:
         rng = self.rng
         return Usage(input_tokens=rng.randrange(1, 500), output_tokens=rng.randrange(200))
 
+    def some_notes(self) -> ModelResponse:
+        """A summary, mostly."""
+        chance = 1.0 if self.calm else self.rng.random()
+        text = "" if chance < 0.1 else NOTES * 100 if chance < 0.2 else NOTES
+        stop: StopReason = "refusal" if 0.2 < chance < 0.3 else "end_turn"
+        message = Message(role="assistant", parts=(Text(text),), provider="test", model="one")
+        return ModelResponse(message=message, usage=None, stop_reason=stop)
+
     def some_answer(self) -> ModelResponse:
         rng = self.rng
         parts: list[Part] = []
         stop: StopReason = "end_turn"
-        if self.calm:
+        if self.stubborn and (not self.calm or rng.random() < 0.9):
+            parts.append(ToolCall(call_id="c0", name=rng.choice(self.stubborn), arguments={"a": 1}))
+            stop = "tool_use"
+        elif self.calm:
             parts.append(Text("7"))
         else:
             if rng.random() < 0.2:
@@ -874,7 +1004,7 @@ class World:
             return  # it hangs for ever
         outcomes: tuple[Outcome, ...] = ("ok", "ok", "ok", "error", "timeout", "uncertain", "cancelled")
         if not task.stopped:
-            outcomes = outcomes[:5]
+            outcomes = outcomes[: 2 if self.stubborn else 5]
         self.outcome(self.done(task, rng.choice(outcomes)))
 
     def done(self, task: Execution, outcome: Outcome) -> Done:
@@ -1097,6 +1227,7 @@ REACHED = (
     "completed", "max_turns", "max_tool_calls", "budget_exceeded", "deadline_exceeded", "halted", "cancelled", "failed",
     "sealed", "model.discarded", "model.fallback", "model.retrying", "input.dropped", "input.delivered", "agent.parked",
     "run.paused", "approval.resolved", "conversation.reset", "agent.stopped", "AgentBusy", "AlreadyResolved",
+    "context.compacted", "loop.detected", "loop_detected",
 )  # fmt: skip
 
 

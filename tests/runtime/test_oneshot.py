@@ -132,6 +132,9 @@ def test_unknown_options_are_type_errors() -> None:
     missing: dict[str, Any] = {}
     with pytest.raises(TypeError, match="model="):
         run("Hi", **missing)
+    misspelt: dict[str, Any] = {"modle": "openai:gpt-5.4"}
+    with pytest.raises(TypeError, match="not modle= alone"):
+        run("Hi", **misspelt)
     model: Any = "openai:gpt-5.4"
     with pytest.raises(ConfigurationError, match="model="):
         run("Hi", model)

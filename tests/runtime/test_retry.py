@@ -86,7 +86,8 @@ def test_a_status_that_will_not_pass_is_final(status: int) -> None:
     with Server(refuse(status), stream(WORDS)) as server, Runtime() as rt:
         result = rt.start(agent(server.url)).ask("go", timeout=SOON)
     assert (result.status, len(server.requests)) == ("failed", 1)
-    assert result.error == f"HTTP {status}: no"
+    assert result.error is not None
+    assert result.error.startswith(f"HTTP {status}: no")
 
 
 @pytest.mark.parametrize(
@@ -163,7 +164,9 @@ def test_when_all_models_fail_the_last_error_is_the_runs() -> None:
     """parity: R4"""
     with Server(refuse(500)) as first, Server(refuse(404)) as second, Runtime() as rt:
         result = rt.start(agent(first.url, second.url, retry={"attempts": 1})).ask("go", timeout=SOON)
-    assert (result.status, result.error_type, result.error) == ("failed", "InvalidRequest", "HTTP 404: no")
+    assert (result.status, result.error_type) == ("failed", "InvalidRequest")
+    assert result.error is not None
+    assert result.error.startswith("HTTP 404: no (")
 
 
 def test_a_fallback_keeps_to_the_deadline_of_the_run() -> None:

@@ -117,6 +117,8 @@ def test_a_runtime_knows_definitions_by_name() -> None:
             rt.start("ghost")
     with pytest.raises(ConfigurationError, match="two agents"):
         Runtime(agents=[scout(), scout()])
+    with pytest.raises(ConfigurationError, match="takes a list of definitions"):
+        Runtime(agents=scout())  # type: ignore[arg-type] # what a caller without a type checker writes
 
 
 def test_wrong_options_are_refused() -> None:

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from tests.logs_of import SOON, assert_valid, log_of, types_of, wait_for
 
-from nitinol import Agent, Budget, Prices, Retry, Runtime, errors
+from nitinol import Agent, Budget, HookContext, Hooks, Prices, Retry, Runtime, errors
 from nitinol.errors import ConfigurationError, ReadOnly
-from nitinol.provider import ModelRequest
+from nitinol.messages import Message, Text
+from nitinol.provider import ModelRequest, ModelResponse
 from nitinol.testing import Answer, ScriptedProvider, crash, fail, gate, say
 from nitinol.usage import Usage
 
@@ -296,3 +297,127 @@ def test_many_threads_and_one_budget() -> None:
         spent = rt.spend("agent")["spender"].cost
         assert spent is not None
         assert Decimal("19.7") < spent <= 20
+
+
+# ---- what others bring along
+
+
+class Odd:
+    """A price list of a third party's."""
+
+    source = "odd"
+
+    def __init__(self, cost: Any = Decimal(1), at_most: Any = Decimal(1)) -> None:
+        self._cost, self._at_most = cost, at_most
+
+    def cost(self, usage: Usage) -> Any:
+        if isinstance(self._cost, Exception):
+            raise self._cost
+        return self._cost
+
+    def at_most(self, input_tokens: int, output_tokens: int) -> Any:
+        if isinstance(self._at_most, Exception):
+            raise self._at_most
+        return self._at_most
+
+
+@pytest.mark.parametrize("wrong", [ValueError("no"), Decimal(-5), Decimal("NaN"), 0.5])
+def test_prices_that_are_no_amount_harm_nobody_else(wrong: Any) -> None:
+    """Of what was used, the worst case counts; where that is not known, nothing is sent. Others go on."""
+    with Runtime(budget=Budget(usd=10)) as rt:
+        model = ScriptedProvider(hello, prices=Odd(cost=wrong))
+        result = rt.start(Agent(name="a", model=model), key="a").ask("go", timeout=SOON)
+        assert (result.status, result.cost) == ("completed", Decimal(1))
+        model = ScriptedProvider(hello, prices=Odd(at_most=wrong))
+        result = rt.start(Agent(name="b", model=model), key="b").ask("go", timeout=SOON)
+        assert (result.status, result.error_type) == ("failed", "ConfigurationError")
+        assert rt.start(scripted(hello), key="c").ask("go", timeout=SOON).status == "completed"
+        assert rt.spend("key")["a"].priced == 1
+
+
+def test_a_fee_that_nobody_knows_leaves_no_hole_in_a_budget() -> None:
+    """Its tokens count, as an estimate; without a budget of money the cost is unknown, as the bill says."""
+    model = ScriptedProvider(hello, usage=Usage(output_tokens=300, server_tool_calls=1), prices=PRICES)
+    agent = Agent(name="a", model=model, max_output_tokens=300)
+    with Runtime() as rt:
+        assert rt.start(agent, key="free").ask("go", timeout=SOON).cost is None
+        ref = rt.start(agent, key="k", budget=Budget(usd="0.5"))
+        assert [ref.ask("go", timeout=SOON).status for _ in range(2)] == ["completed", "budget_exceeded"]
+        rows = [event for event in log_of(ref) if event.type == "usage.updated"]
+        assert [(row.cost, row.estimated) for row in rows] == [(Decimal("0.3"), True)]
+
+
+class Change(Hooks):
+    """Sends something else."""
+
+    def __init__(self, **changes: Any) -> None:
+        self._changes = changes
+
+    def before_model(self, ctx: HookContext, request: ModelRequest) -> ModelRequest:
+        return request.replace(**self._changes)
+
+
+def test_what_a_hook_sends_is_what_is_reserved() -> None:
+    """Its messages, not those of the log."""
+    long = Message(role="user", parts=(Text("x" * 40_000),))
+    with Runtime(budget=Budget(tokens=10_000)) as rt:
+        ref = rt.start(scripted(hello, hooks=[Change(messages=(long,))]), key="k")
+        assert ref.ask("go", timeout=SOON).status == "budget_exceeded"
+
+
+@pytest.mark.parametrize("wrong", [-5, 0, 1.5, "many", True])
+def test_a_hook_cannot_ask_for_an_answer_of_no_length(wrong: Any) -> None:
+    """Which would reserve less than nothing."""
+    with Runtime(budget=Budget(usd=1)) as rt:
+        result = rt.start(scripted(hello, hooks=[Change(max_output_tokens=wrong)]), key="k").ask("go", timeout=SOON)
+        assert result.status == "failed"
+        assert f"max_output_tokens={wrong!r}" in str(result.error)
+
+
+class Ask(Hooks):
+    """Asks another agent about an answer, or an error."""
+
+    rt: Runtime
+
+    def after_model(self, ctx: HookContext, response: ModelResponse) -> None:
+        self.answer = self.rt.start(scripted(hello), key="judge").ask("well?", timeout=SOON).text
+
+    def on_error(self, ctx: HookContext, error: str) -> None:
+        self.answer = self.rt.start(scripted(hello), key="nurse").ask("well?", timeout=SOON).text
+
+
+@pytest.mark.parametrize("answer", ["an answer", say("", cut=True)])
+def test_hooks_may_run_agents_out_of_the_same_budget(answer: Any) -> None:
+    """Once an attempt is over, it holds no more than what it came to."""
+    hook = Ask()
+    with Runtime(budget=Budget(usd="0.5")) as rt:
+        hook.rt = rt
+        rt.start(scripted([answer], hooks=[hook], retry=Retry(attempts=1)), key="k").ask("go", timeout=SOON)
+        assert hook.answer == "hello"
+
+
+@pytest.mark.parametrize("forget", [False, True])
+def test_a_stop_in_mid_answer_is_in_the_bill(forget: bool, tmp_path: Path) -> None:
+    """As it is when the run is cancelled: nothing stays reserved, and who is forgotten has paid."""
+    model = ScriptedProvider([gate("never")], prices=Prices(input="1000", output="1000"))
+    with Runtime(tmp_path / "agents.db", budget=Budget(usd=5)) as rt, rt.subscribe("model.started") as events:
+        ref = rt.start(Agent(name="a", model=model), key="k")
+        ref.send("go")
+        wait_for(events, "model.started")
+        rt.forget("k") if forget else ref.stop()
+        assert rt.spend("agent")["a"].priced > 0
+        assert rt._system.journal.heads(reserved=True) == []  # pyright: ignore[reportPrivateUsage]
+
+
+def test_what_an_imported_agent_has_in_flight_counts_as_spent(tmp_path: Path) -> None:
+    """Until it comes back, and its row of the bill says what that was."""
+    held = gate("late")
+    with Runtime(tmp_path / "a.db") as rt, rt.subscribe("model.started") as events:
+        handle = rt.start(scripted([held]), key="k").send("go")
+        wait_for(events, "model.started")
+        lines = list(rt.export_agent("k"))
+        held.release()
+        handle.result(SOON)
+    with Runtime(tmp_path / "b.db", budget=Budget(usd="0.5")) as rt:
+        rt.import_agent(lines)
+        assert rt.start(scripted(hello), key="other").ask("go", timeout=SOON).status == "budget_exceeded"

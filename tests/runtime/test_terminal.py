@@ -11,6 +11,7 @@ from tests.runtime.test_sqlite_journal import DURABLE, an
 
 from nitinol import Image, Message, Text
 from nitinol import events as ev
+from nitinol.messages import Compacted
 from nitinol.terminal import count, describe, in_line, printable, show_call, show_cost, summary
 
 
@@ -77,7 +78,17 @@ def test_every_durable_event_is_summed_up_in_one_line(cls: type[ev.EventBase]) -
     assert len(line.splitlines()) <= 1
     assert len(line) < 600
     told = [field for field in dataclasses.fields(cls) if field.name not in ev.ENVELOPE]
-    assert line or not told or cls in (ev.ModelDiscarded, ev.ContextRepaired, ev.InputDelivered)
+    assert line or not told or cls in (ev.ModelDiscarded, ev.InputDelivered)
+
+
+def test_the_log_tells_of_a_compaction_and_what_it_took() -> None:
+    """An attempt at a summary is no answer, and whether a summary stands for what went is in the line."""
+    started = ev.ModelStarted(provider="p", model="m", reserved=None, attempt=2)
+    assert summary(started) == "p:m, attempt 2"
+    assert summary(dataclasses.replace(started, compacting=Compacted(hidden=2))) == "p:m, attempt 2, for a summary"
+    done = ev.ContextCompacted(tokens_before=7_000, tokens_after=900, removed=1, through=3, fallback=None)
+    assert summary(done) == "about 7,000 tokens to 900, 1 message shortened or gone"
+    assert summary(dataclasses.replace(done, fallback="truncate")).endswith(", with no summary")
 
 
 def test_a_message_shows_what_is_in_it() -> None:

@@ -51,7 +51,7 @@ def check(world: World) -> None:
         return  # some of it cannot be folded
     for key, events in logs.items():
         state = AgentState(key, events[0].agent).fold(events)
-        for wrong in faults(view(state.transcript)[0]):
+        for wrong in [*faults(view(state.transcript)[0]), *faults(view(state.shown)[0])]:
             fail(f"{key}: its transcript is refused: {wrong}")
         held = world.committed.get(key)
         if held is not None:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from tests.runtime.test_machine_schedules import faults
 
-from nitinol import Agent, Approval, Block, Budget, Hooks, ToolContext, ToolError, errors, tool
+from nitinol import Agent, Approval, Block, Budget, Compaction, Hooks, ToolContext, ToolError, errors, tool
 from nitinol import events as ev
 from nitinol.hooks import HookContext
 from nitinol.http import Http
@@ -271,12 +271,12 @@ class SimProvider:
 
     name, account = "sim", "one"
 
-    def __init__(self, life: Any, model: str, trouble: float) -> None:
+    def __init__(self, life: Any, model: str, trouble: float, window: int | None = None) -> None:
         self.model = model
-        self._life, self._trouble = life, trouble
+        self._life, self._trouble, self._window = life, trouble, window
 
     def info(self) -> ModelInfo:
-        return ModelInfo(max_output_tokens=400, prices=PRICES)
+        return ModelInfo(max_output_tokens=400, prices=PRICES, context_window=self._window)
 
     async def stream(self, request: ModelRequest, http: Http) -> AsyncIterator[StreamPart]:
         outside: Outside = self._life.outside
@@ -326,6 +326,7 @@ def _failure(random: Random) -> Exception:
             lambda: errors.ConnectionFailed("nobody there"),
             lambda: errors.InvalidRequest("no", status_code=400),
             lambda: errors.MalformedResponse("gibberish"),
+            lambda: errors.ContextOverflow("too long", status_code=400),
         )
     )()
 
@@ -335,8 +336,8 @@ def _answer(outside: Outside, request: ModelRequest) -> list[Part]:
     parts: list[Part] = []
     if random.random() < 0.8:
         parts.append(Text(outside.say("words")))
-    if random.random() < (0.75 if request.turn < 3 else 0.3):
-        names = [tool.name for tool in request.tools]
+    names = [tool.name for tool in request.tools]
+    if names and random.random() < (0.75 if request.turn < 3 else 0.3):
         for number in range(random.choice((1, 1, 1, 2, 3))):
             name = random.choice(names) if random.random() < 0.97 else "missing"
             call_id = (
@@ -374,6 +375,9 @@ class Watching(Hooks):
         """Looks on."""
 
 
+POLICY = Compaction(reserve_tokens=60, keep_recent_tokens=100, deadline=20.0)
+
+
 def some_agents(random: Random) -> Callable[[Any, float, Random], list[Agent[Any]]]:
     """The definitions of a world; each life makes them anew, for itself, and now and then they have changed."""
     options: list[dict[str, Any]] = [
@@ -389,6 +393,8 @@ def some_agents(random: Random) -> Callable[[Any, float, Random], list[Agent[Any
             "tools": random.sample(TOOLS, random.randint(3, len(TOOLS))),
             "hooked": random.random() < 0.25,
             "fallbacks": random.choice((0, 0, 1)),
+            "window": random.choice((None, 300, 400)),
+            "compaction": random.choice((POLICY, POLICY, POLICY, None)),
         }
         for name in ("clerk", "scout")
     ]
@@ -409,10 +415,10 @@ def some_agents(random: Random) -> Callable[[Any, float, Random], list[Agent[Any
                         each["tools"] = list(TOOLS)
             given = dict(each)
             hooks = [Watching()] if given.pop("hooked") else []
+            window = given.pop("window")
             fallbacks = [SimProvider(life, "spare", trouble) for _ in range(given.pop("fallbacks"))]
-            agents.append(
-                Agent(model=SimProvider(life, "main", trouble), fallbacks=fallbacks, hooks=hooks, deps=life, **given)
-            )
+            main = SimProvider(life, "main", trouble, window)
+            agents.append(Agent(model=main, fallbacks=fallbacks, hooks=hooks, deps=life, **given))
         return agents
 
     return make

@@ -52,6 +52,7 @@ from nitinol.inputs import (
     Done,
     Failed,
     Input,
+    Look,
     Opened,
     Park,
     Prepared,
@@ -895,6 +896,14 @@ class AgentActor(LoopActor):
         except HookFailed as error:
             get_logger().warning("after_run failed", key=self.cell.key, run_id=result.run_id, error=str(error))
 
+    async def _settle(self) -> None:
+        """Have in the log what the attempt in flight has come to, before nobody is there to write it."""
+        landed = asyncio.Event()
+        if self.services.gateway.when_landed(self.cell.key, landed.set):
+            await landed.wait()
+            if self.cell.actor is self:
+                await self.cell.ask(Look())
+
     async def _agent_stop(self, reason: str) -> None:
         if self.last_hook is not None:
             await asyncio.wait([self.last_hook])
@@ -902,6 +911,7 @@ class AgentActor(LoopActor):
             await self.services.hooks.run("agent_stop", self.cell.definition, self.cell.committed, reason)
         except HookFailed as error:
             get_logger().warning("agent_stop failed", key=self.cell.key, error=str(error))
+        await self._settle()
         self.cell.stopped("shutdown" if reason == BY_RUNTIME else "normal")
 
 

@@ -18,7 +18,7 @@ from nitinol.actors.hook_runner import HookFailed, HookRunner, hook_context
 from nitinol.actors.ledger import Ledger
 from nitinol.actors.port import Port, Stopper
 from nitinol.agent import Agent, model_name
-from nitinol.budget import FLOOR, Account, bound
+from nitinol.budget import FLOOR, UNSAID, Account, bound
 from nitinol.compaction import (
     DEFAULT_WINDOW,
     INSTRUCTIONS,
@@ -26,7 +26,7 @@ from nitinol.compaction import (
     Plan,
     estimate_tokens,
     going,
-    handoff_tokens,
+    summary_output,
     summary_prompt,
 )
 from nitinol.env import Env, Loop
@@ -55,7 +55,7 @@ from nitinol.machine import (
     summary_due,
 )
 from nitinol.messages import Compacted, Message, StopReason, Text, fault
-from nitinol.prices import PriceList
+from nitinol.prices import Sound
 from nitinol.provider import Delta, ModelInfo, ModelRequest, ModelResponse, Provider, UsageSoFar
 from nitinol.recording import is_playing
 from nitinol.state import AgentState, later
@@ -124,7 +124,7 @@ class _Attempt:
         self.gateway, self.effect, self.port, self.agent, self.state = gateway, effect, port, agent, state
         self.provider: Provider | None = None
         self.info = ModelInfo()
-        self.prices: PriceList | None = None
+        self.prices: Sound | None = None
         self.leave: Pass | None = None
         """The gate's; `None` where no provider is asked."""
         self.sent = False
@@ -202,7 +202,8 @@ class _Attempt:
         self.provider = providers.overridden() or providers.resolve(model)
         self.name = model_name(self.provider)
         self.info = await self._ask_info(self.provider)
-        self.prices = agent.prices or self.info.prices
+        prices = agent.prices if agent.prices is not None else self.info.prices
+        self.prices = None if prices is None else Sound(prices)
         if not _is_rehearsed():
             self.leave = await self.gateway.gates.enter(model, self.provider, self.port.key)
         self.window = agent.context_window or self.info.context_window or DEFAULT_WINDOW
@@ -248,7 +249,9 @@ class _Attempt:
         if isinstance(answer, Halt):
             self._halt(answer)
             return None
-        return cast("ModelRequest", answer)
+        changed = cast("ModelRequest", answer)
+        _check_request(changed)
+        return changed
 
     def _halt(self, halt: Halt) -> None:
         self.port.tell(Cancel(run_id=self.effect.run_id, by="hook", status="halted", reason=halt.reason))
@@ -292,9 +295,9 @@ class _Attempt:
         policy, now = agent.compaction or Compaction(), self.gateway.env.now()
         due = summary_due(state) or later(now, policy.deadline)
         room = state.gauge.asks(self.name).room(policy, self.window, 0)
-        words = handoff_tokens(room)
-        prompt = summary_prompt(state.transcript, state.compacted, plan.compacted, room - 2 * words)
-        limits = [4 * words, *([self.info.max_output_tokens] if self.info.max_output_tokens else [])]
+        output = summary_output(room)
+        prompt = summary_prompt(state.transcript, state.compacted, plan.compacted, room - output)
+        limits = [output, *([self.info.max_output_tokens] if self.info.max_output_tokens else [])]
         left = max((due - now) / 1e9, 0.001)
         asked = request.replace(
             messages=(Message(role="user", parts=(Text(prompt),)),),
@@ -347,7 +350,7 @@ class _Attempt:
         effect, provider = self.effect, cast("Provider", self.provider)
         at_most, limit = bound(self.input_tokens), request.max_output_tokens or self.info.max_output_tokens
         prices = self.prices
-        if prices is None or prices.at_most(at_most, limit or 0) is None:
+        if prices is None or prices.at_most(at_most, limit or UNSAID) is None:
             prices = None
             self._check_unpriced(provider)
         accounts = partial(self._accounts, self.port)
@@ -378,10 +381,13 @@ class _Attempt:
     def _accounts(self, port: Port) -> Sequence[Account]:
         return port.committed.accounts(self.gateway.env.now())
 
+    def _limits_money(self) -> bool:
+        limited = any(account.budget.usd is not None for account in self._accounts(self.port))
+        return limited or self.gateway.ledger.limits_money
+
     def _check_unpriced(self, provider: Provider) -> None:
         """A model without a price under a budget of money."""
-        limited = any(account.budget.usd is not None for account in self._accounts(self.port))
-        if not (limited or self.gateway.ledger.limits_money):
+        if not self._limits_money():
             return
         name = f"{provider.name}:{provider.model}"
         if self.agent.on_unpriced == "block":
@@ -450,17 +456,21 @@ class _Attempt:
         return response
 
     async def _finish(self, response: ModelResponse, duration: float) -> None:
-        effect, provider = self.effect, cast("Provider", self.provider)
+        gateway, effect, provider = self.gateway, self.effect, cast("Provider", self.provider)
         self.usage = response.usage or self.usage
         self._was_taken()
+        # Before the hooks, which may change the answer, but not what it took.
+        usage = self.usage or self._estimate(sum(len(getattr(part, "text", "")) for part in response.message.parts))
+        cost, estimated = self._bill(usage)
         if self.compacting is None and self.agent.has_hook("after_model"):
+            # It may run agents, who wait for what this one does not need any more.
+            gateway.ledger.lower(self.port.key, cost, usage.total_tokens)
             answer = await self.gateway.hooks.run("after_model", self.agent, self.port.committed, response)
             if isinstance(answer, Halt):
                 self._halt(answer)
             else:
                 response = cast("ModelResponse", answer)
                 _check(response, provider)
-        usage = self.usage or self._estimate(sum(len(getattr(part, "text", "")) for part in response.message.parts))
         self.port.tell(
             Answered(
                 run_id=effect.run_id,
@@ -470,9 +480,9 @@ class _Attempt:
                 model=provider.model,
                 response=response,
                 usage=usage,
-                cost=self._cost(usage),
+                cost=cost,
                 price_source=self._source(usage),
-                estimated=self.usage is None,
+                estimated=estimated or self.usage is None,
                 duration=duration,
             )
         )
@@ -507,7 +517,7 @@ class _Attempt:
                 retry_after=known.retry_after,
                 request_id=known.request_id,
                 usage=usage,
-                cost=Decimal(0) if usage is NO_USAGE else self._cost(usage) if usage is not None else None,
+                cost=Decimal(0) if usage is NO_USAGE else self._bill(usage)[0] if usage is not None else None,
                 price_source=self._source(usage),
                 estimated=usage is not NO_USAGE,
                 text="".join(self.texts),
@@ -519,6 +529,9 @@ class _Attempt:
         if not self.agent.has_hook("on_error"):
             return
         state = self.port.committed
+        if self.sent:
+            usage = self._so_far()
+            self.gateway.ledger.lower(self.port.key, self._bill(usage)[0], usage.total_tokens)
         try:
             answer = await self.gateway.hooks.run("on_error", self.agent, state, describe(error))
         except HookFailed as failure:
@@ -541,10 +554,15 @@ class _Attempt:
         tokens = max(told.output_tokens, shown.output_tokens)
         return replace(told, input_tokens=told.input_tokens or shown.input_tokens, output_tokens=tokens)
 
-    def _cost(self, usage: Usage) -> Decimal | None:
+    def _bill(self, usage: Usage) -> tuple[Decimal | None, bool]:
+        """What a usage costs, and whether that is an estimate."""
         if usage.reported_cost is not None:
-            return usage.reported_cost
-        return self.prices.cost(usage) if self.prices is not None else None
+            return usage.reported_cost, False
+        cost = self.prices.cost(usage) if self.prices is not None else None
+        if cost is None and self.prices is not None and self._limits_money():
+            # A part has no known price, as a fee of the provider's own tools. A budget counts its tokens all the same.
+            return self.prices.at_most(usage.input_tokens, usage.output_tokens), True
+        return cost, False
 
     def _source(self, usage: Usage | None) -> str | None:
         """Where the cost of a usage comes from, with a date."""
@@ -557,6 +575,12 @@ class _Attempt:
 def _is_rehearsed() -> bool:
     """Whether no provider is really asked: tests never wait for a retry."""
     return providers.overridden() is not None or is_playing()
+
+
+def _check_request(request: ModelRequest) -> None:
+    most = request.max_output_tokens
+    if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):  # pyright: ignore[reportUnnecessaryIsInstance] # a hook may set anything
+        raise HookFailed(f"before_model set max_output_tokens={most!r}; it must be a whole number, 1 or more, or None")
 
 
 def _check(response: ModelResponse, provider: Provider) -> None:

@@ -10,6 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 
 from nitinol import budget as budgets
 from nitinol import events as ev
@@ -99,6 +100,13 @@ class Ledger:
         if self._held.pop(key, None) is not None:
             self._serve()
 
+    def lower(self, key: str, usd: Decimal | None, tokens: int) -> None:
+        """What the agent's attempt has come to is known, and its row of the bill will say so: the rest is free again."""
+        held = self._held.get(key)
+        if held is not None:
+            self._held[key] = Amount(held.usd if usd is None else usd, tokens)
+            self._serve()
+
     def orphan(self, key: str) -> None:
         """Nobody flies the agent's attempt any more, or will tell what it came to: it counts as spent, for now."""
         held = self._held.pop(key, None)
@@ -120,6 +128,9 @@ class Ledger:
                 self._settle(event, self.budget)
             elif event.type == "agent.parked":
                 self.orphan(event.key)
+            elif isinstance(event, ev.ModelStarted) and event.key not in self._held:
+                # Nobody flies it: its agent died as this was committed, or it comes from another store.
+                self._orphans[event.key] = Amount(event.reserved or NOTHING.usd, event.reserved_tokens)
 
     @property
     def limits_money(self) -> bool:
@@ -162,8 +173,12 @@ class Ledger:
         while self._waiting:
             request = self._waiting[0]
             if not request.answer.done():
-                decided = self._decide(request)
-                if decided is None:
-                    return
-                request.answer.set_result(decided)
+                try:
+                    decided = self._decide(request)
+                except Exception as error:  # the request's own failure, and not of who has settled
+                    request.answer.set_exception(error)
+                else:
+                    if decided is None:
+                        return
+                    request.answer.set_result(decided)
             self._waiting.popleft()
