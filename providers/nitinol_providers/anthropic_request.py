@@ -14,7 +14,7 @@ from nitinol.provider import ModelRequest
 from nitinol.tool_spec import Tool
 from nitinol_providers.anthropic_models import abilities
 from nitinol_providers.anthropic_output import Output
-from nitinol_providers.chat_request import note
+from nitinol_providers.chat_request import lower, note
 
 PROVIDER = "anthropic"
 MAX_TOKENS = 4096
@@ -47,8 +47,11 @@ _GO_ON = {"type": "text", "text": "Continue."}
 
 
 def body(model: str, request: ModelRequest, output: Output | None) -> dict[str, Any]:
-    """The whole body. What stands in `request.extra` wins, but its tools and its output config join ours."""
-    extra = {key: value for key, value in request.extra.items() if key != "betas"}
+    """The whole body. What stands in `request.extra` wins, but its tools and its output config join ours.
+
+    Of two limits of the answer the lower one holds.
+    """
+    extra = {key: value for key, value in request.extra.items() if key not in ("betas", "max_tokens")}
     made: dict[str, Any] = {"model": model, "messages": messages(request), "stream": True}
     if request.instructions and request.instructions.strip():
         made["system"] = [{"type": "text", "text": request.instructions}]
@@ -110,7 +113,8 @@ def _length_and_thinking(
     model: str, request: ModelRequest, sent: Sequence[Mapping[str, Any]]
 ) -> Iterator[tuple[str, Any]]:
     able, wanted = abilities(model), request.thinking
-    length = request.extra.get("max_tokens") or request.max_output_tokens or able.max_output_tokens
+    length = lower(request.max_output_tokens, request.extra.get("max_tokens"))
+    length = length or request.max_output_tokens or able.max_output_tokens
     if wanted is None:
         yield "max_tokens", length or MAX_TOKENS
     elif able.thinking == "adaptive" or (able.thinking == "both" and isinstance(wanted, str)):
