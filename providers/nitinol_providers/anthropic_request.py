@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 from nitinol.messages import Audio, Document, Image, Media, Message, Native, Part, Text, Thinking, ToolAnswer, ToolCall
@@ -51,6 +52,7 @@ def body(model: str, request: ModelRequest, output: Output | None) -> dict[str, 
 
     Of two limits of the answer the lower one holds.
     """
+    request = request.replace(messages=_known(model, request.messages))
     extra = {key: value for key, value in request.extra.items() if key not in ("betas", "max_tokens")}
     made: dict[str, Any] = {"model": model, "messages": messages(request), "stream": True}
     if request.instructions and request.instructions.strip():
@@ -59,6 +61,7 @@ def body(model: str, request: ModelRequest, output: Output | None) -> dict[str, 
         made["tools"] = [_tool(tool) for tool in request.tools]
     made.update(_length_and_thinking(model, request, made["messages"]))
     thinks: Mapping[str, Any] = {**made, **extra}.get("thinking") or {}
+    thinks = {} if thinks.get("type") == "disabled" else thinks
     if output is not None:
         _hold(made, output, forced="budget_tokens" not in thinks, alone=not extra.get("tools"))
     if request.temperature is not None and abilities(model).temperature and not thinks:
@@ -72,6 +75,21 @@ def body(model: str, request: ModelRequest, output: Output | None) -> dict[str, 
     if made.get("output_config") and extra.get("output_config"):
         extra["output_config"] = {**made["output_config"], **extra["output_config"]}
     return {**made, **extra}
+
+
+def _known(model: str, messages: Iterable[Message]) -> tuple[Message, ...]:
+    """The messages; what another vendor's model behind the same API has said is as strange as any other vendor's.
+
+    A Claude reads the signatures of every Claude, and of nobody else.
+    """
+
+    def knows(message: Message) -> bool:
+        return message.model == model or all("claude" in name.lower() for name in (model, message.model or ""))
+
+    return tuple(
+        message if message.provider != PROVIDER or knows(message) else replace(message, provider=None)
+        for message in messages
+    )
 
 
 def headers(body: Mapping[str, Any], extra: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, str]:
