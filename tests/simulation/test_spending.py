@@ -25,4 +25,4 @@ def test_what_the_vendor_bills_is_within_the_budget_and_most_of_it_is_used() -> 
 @pytest.mark.timeout(300)
 def test_a_look_at_the_bill_as_a_turn_begins_is_not_enough() -> None:
     """As Alloy has it: the same agents spend more than they may. So the test above can fail."""
-    assert any(spent.billed > BUDGET + spent.error for spent in (spend(seed, naive=True) for seed in range(3)))
+    assert any(spent.billed > BUDGET + spent.error for spent in (spend(seed, naive=True) for seed in range(SEEDS)))
