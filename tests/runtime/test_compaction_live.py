@@ -298,7 +298,7 @@ def test_a_summary_that_rambles_is_clipped() -> None:
         handoff = made[-1].view.handoff
         assert handoff.startswith("BEGIN")
         assert handoff.endswith("END")
-        assert len(handoff) <= 8 * 400
+        assert len(handoff) <= 6 * 375
         assert all(request.max_output_tokens == 750 for request in summaries(model))
         assert model.refused == 0
 
