@@ -334,8 +334,8 @@ def handoff_tokens(room: int) -> int:
 
 
 def handoff_of(answer: str, room: int) -> str:
-    """What is taken of an answer to `summary_prompt`: a model that rambles would fill what it is to make free."""
-    return _within(answer.strip(), 8 * handoff_tokens(room))
+    """What is taken of an answer to `summary_prompt`: half as much again as it should have, or it would fill what it is to make free."""
+    return _within(answer.strip(), 6 * handoff_tokens(room))
 
 
 def summary_output(room: int) -> int:

@@ -358,8 +358,8 @@ class _Decision:
             return self.finish("deadline_exceeded", f"the deadline of {run.deadline:g} s has passed")
         if run.turn >= agent.max_turns:
             return self.finish("max_turns", f"the run took {run.turn} turns; max_turns={agent.max_turns}")
-        if called and self.goes_in_circles(called):
-            return
+        if called and not self.pending("steer") and self.goes_in_circles(called):
+            return  # what a user has said meanwhile may lead out of it, and is heard first
         for item in self.state.inputs:  # in the order of their acceptance
             if item not in inputs and (item.run_id != run.run_id or item.mode != "steer"):
                 continue

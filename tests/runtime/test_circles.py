@@ -116,3 +116,21 @@ def test_a_crash_forgets_no_circle() -> None:
         result = handle.result(SOON)
         assert (result.status, result.turns) == ("loop_detected", 6)
         assert_valid(ref)
+
+
+def test_who_is_steered_out_of_a_circle_may_follow() -> None:
+    """The user's word is heard before the run ends; if nothing comes of it, the run ends then."""
+    for heeds, status, turns in ((True, "completed", 7), (False, "loop_detected", 7)):
+        held = gate(S)
+        answers: list[Answer] = [S, S, S, S, S, held, "as you say" if heeds else S, "too late"]
+        model = ScriptedProvider(answers)
+        with Runtime() as rt:
+            ref = rt.start(Agent(name="a", model=model, tools=[same]), key="k")
+            handle = ref.send("go")
+            assert held.reached()
+            handle.steer("stop that")
+            held.release()
+            result = handle.result(SOON)
+            assert (result.status, result.turns) == (status, turns)
+            assert model.requests[-1].messages[-1].text == "stop that"
+            assert_valid(ref)

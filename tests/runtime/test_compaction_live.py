@@ -19,10 +19,13 @@ from nitinol.compaction import HANDOFF, estimate_tokens
 from nitinol.errors import ConfigurationError, ContextOverflow, InvalidRequest, Overloaded
 from nitinol.hooks import HookContext
 from nitinol.http import Http
+from nitinol.inputs import Opened
 from nitinol.journal.audit import audit
+from nitinol.machine import step, summary_due
 from nitinol.messages import Text
 from nitinol.provider import ModelResponse
 from nitinol.retry import Retry
+from nitinol.state import AgentState
 from nitinol.testing import Answer, ScriptedProvider, Wait, call, crash, fail, gate, say
 from nitinol.usage import Usage
 
@@ -298,7 +301,7 @@ def test_a_summary_that_rambles_is_clipped() -> None:
         handoff = made[-1].view.handoff
         assert handoff.startswith("BEGIN")
         assert handoff.endswith("END")
-        assert len(handoff) <= 8 * 400
+        assert len(handoff) <= 6 * 375
         assert all(request.max_output_tokens == 750 for request in summaries(model))
         assert model.refused == 0
 
@@ -414,6 +417,23 @@ def test_a_process_that_dies_in_the_middle_goes_on_in_the_next(tmp_path: Path) -
     with Runtime(path, agents=[agent], drain=0.0) as rt:
         assert rt.get("k").messages() == seen
         assert rt.get("k").history() == history
+
+
+def test_the_deadline_of_a_summary_counts_only_what_somebody_lived() -> None:
+    """An hour without a process is none of its seconds."""
+    held, hour = Held(), 3600 * 10**9
+    agent = an_agent(Counting(held))
+    with Runtime(drain=0.0) as rt:
+        ref = rt.start(agent, key="k")
+        talk(ref, 4)
+        ref.send(f"go on {LONG}")
+        assert held.gate.reached()
+        events = log_of(ref)
+    state = AgentState(key="k", agent="talker", definition=agent).fold(events)
+    before = summary_due(state)
+    _, later = step(state, Opened(), events[-1].ts + hour)
+    assert before is not None
+    assert summary_due(later) == before + hour
 
 
 # ---- overflow and calibration
@@ -621,6 +641,16 @@ def test_a_hook_sees_what_is_about_to_go() -> None:
         assert len(gone) == sum(event.removed for event in made)
         assert gone == list(ref.history()[1 : 1 + len(gone)]), "all but the first, in order, once"
         assert hook.purposes == [request.purpose for request in model.requests]
+
+
+def test_it_is_asked_once_however_often_the_summary_is_tried() -> None:
+    """What goes is the same. parity: C2"""
+    hook, model = Watching(), Counting(failing(Overloaded("busy"), Overloaded("busy")))
+    with Runtime() as rt:
+        ref = rt.start(an_agent(model, hooks=[hook]), key="k")
+        talk(ref, 5)
+        assert len(summaries(model)) == 3
+        assert len(hook.seen) == len(of_type(ref, "context.compacted")) == 1
 
 
 def breaks() -> None:
