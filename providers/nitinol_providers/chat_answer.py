@@ -63,6 +63,7 @@ _CODES: Mapping[str, type[ProviderError]] = {
 _LONE = re.compile(
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 )
+_LARGE = re.compile(rb"\d[eE]\+?\d{3}")
 
 
 @dataclass(slots=True)
@@ -371,12 +372,20 @@ def reported_cost(raw: Mapping[str, Any]) -> Decimal | None:
 def parse_event(data: bytes) -> Any:
     """The JSON of one event; `ValueError` if it is none."""
     try:
-        return from_json(data, allow_inf_nan=False)
+        return _finite(data)
     except ValueError:
         if not _LONE.search(data):
             raise
         # A server that cuts an emoji in two sends half of it as an escape, which is no text; the rest of the chunk is.
-        return from_json(_LONE.sub(rb"\\ufffd", data), allow_inf_nan=False)
+        return _finite(_LONE.sub(rb"\\ufffd", data))
+
+
+def _finite(data: bytes) -> Any:
+    """JSON; `ValueError` where a number is too large for one, and would go back as a word that no server reads."""
+    made: Any = from_json(data, allow_inf_nan=False)
+    if _LARGE.search(data):
+        json.dumps(made, allow_nan=False)
+    return made
 
 
 def read_arguments(raw: str) -> dict[str, Any] | None:
@@ -384,7 +393,7 @@ def read_arguments(raw: str) -> dict[str, Any] | None:
     if not raw.strip():
         return {}
     try:
-        arguments: Any = from_json(raw, allow_inf_nan=False)
+        arguments: Any = _finite(raw.encode())
     except ValueError:
         return None
     if arguments is None:

@@ -395,6 +395,11 @@ class TestFailures:
         assert (caught.value.status_code, caught.value.request_id, caught.value.retry_after) == (status, "req_7", 2)
         assert body["message"] in str(caught.value)
 
+    def test_cache_writes_are_the_sum_of_their_kinds_where_that_is_not_told(self) -> None:
+        kinds = {"ephemeral_1h_input_tokens": 3, "ephemeral_5m_input_tokens": 4}
+        usage = respond(begun(input_tokens=1, output_tokens=1, cache_creation=kinds), *ended()).usage
+        assert usage == Usage(input_tokens=8, cache_write_tokens=7, cache_write_1h_tokens=3, output_tokens=1)
+
     def test_usage_that_tells_nothing_is_unknown_and_not_zero(self) -> None:
         usage: dict[str, Any] = {"input_tokens": "5", "output_tokens": None}
         assert respond(begun(**usage), *block(0, {"type": "text", "text": "x"}), *ended(**usage)).usage is None

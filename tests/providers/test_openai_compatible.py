@@ -293,6 +293,13 @@ class TestAnswers:
     def test_usage_that_tells_nothing_is_unknown_and_not_zero(self, raw: dict[str, Any]) -> None:
         assert respond(delta("stop", content="x"), {"choices": [], "usage": raw}).usage is None
 
+    def test_a_number_that_is_none_in_json_is_no_argument(self) -> None:
+        """It would go back as a word that no server reads, in each request that follows."""
+        assert calls(called(0, "a", "f", '{"x": 1e999}')) == [("a", "f", '{"x": 1e999}')]
+        assert calls(called(0, "a", "f", '{"x": 1e200}')) == [("a", "f", {"x": 1e200})]
+        with pytest.raises(errors.MalformedResponse):
+            ask(Replay(sse(delta(reasoning_details=[{"x": 1}])).replace(b'"x": 1', b'"x": 1e999')))
+
     def test_a_call_that_is_cut_before_its_first_argument_does_not_run_without(self) -> None:
         (call,) = respond(called(0, "a", "wipe"), delta("length")).message.tool_calls
         assert call.malformed == ""
@@ -681,6 +688,11 @@ class TestConstruction:
     def test_a_missing_key_is_named(self, name: str) -> None:
         with pytest.raises(errors.MissingKey, match=rf"{VENDORS[name].key_variable}.*api_key="):
             OpenAICompatible("m", name=name)
+
+    def test_a_vendors_key_is_wanted_at_an_address_of_its_variable_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("GROQ_BASE_URL", "http://box")
+        with pytest.raises(errors.MissingKey):
+            OpenAICompatible("m", name="groq")
 
     @pytest.mark.parametrize("name", ["ollama", "vllm", "llamacpp"])
     def test_a_local_server_needs_no_key(self, name: str) -> None:
