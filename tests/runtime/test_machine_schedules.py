@@ -412,7 +412,7 @@ class Witness:
             self.overflows[at[0], at[1], self.fallbacks] += 1
             assert self.overflows[at[0], at[1], self.fallbacks] <= 2, "compacted once, tried again once"
             self.must_shorten = self.compacts
-        self.again = event.retryable or self.must_shorten
+        self.again = event.retryable or (self.must_shorten and at != self.summary)
         self.attempt = None
 
     def _model_retrying(self, event: ev.ModelRetrying) -> None:
