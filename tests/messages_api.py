@@ -150,7 +150,7 @@ def tools(*answers: ToolAnswer) -> Message:
 
 
 def assistant(*parts: Part, provider: str = "anthropic") -> Message:
-    return Message(role="assistant", parts=parts, provider=provider, model="m")
+    return Message(role="assistant", parts=parts, provider=provider, model="claude-opus-4-5")
 
 
 @tool

@@ -40,7 +40,7 @@ class Anthropic:
     - `output`: the vendor's JSON schema format (4.5 and later), or a forced tool where that has no words for the schema.
     - `cache`: up to four breakpoints: the tools, the system prompt, and the last two messages of the user.
     - `extra`: goes over the body; `tools` (the vendor's own, such as web search) and `output_config` join ours; `betas` are
-      sent in their header.
+      sent in their header; of its `max_tokens` and ours the lower one holds.
 
     Args:
         model: The name sent to the server.

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 from nitinol.messages import Audio, Document, Image, Media, Message, Native, Part, Text, Thinking, ToolAnswer, ToolCall
@@ -14,7 +15,7 @@ from nitinol.provider import ModelRequest
 from nitinol.tool_spec import Tool
 from nitinol_providers.anthropic_models import abilities
 from nitinol_providers.anthropic_output import Output
-from nitinol_providers.chat_request import note
+from nitinol_providers.chat_request import lower, note
 
 PROVIDER = "anthropic"
 MAX_TOKENS = 4096
@@ -47,8 +48,12 @@ _GO_ON = {"type": "text", "text": "Continue."}
 
 
 def body(model: str, request: ModelRequest, output: Output | None) -> dict[str, Any]:
-    """The whole body. What stands in `request.extra` wins, but its tools and its output config join ours."""
-    extra = {key: value for key, value in request.extra.items() if key != "betas"}
+    """The whole body. What stands in `request.extra` wins, but its tools and its output config join ours.
+
+    Of two limits of the answer the lower one holds.
+    """
+    request = request.replace(messages=_known(model, request.messages))
+    extra = {key: value for key, value in request.extra.items() if key not in ("betas", "max_tokens")}
     made: dict[str, Any] = {"model": model, "messages": messages(request), "stream": True}
     if request.instructions and request.instructions.strip():
         made["system"] = [{"type": "text", "text": request.instructions}]
@@ -56,6 +61,7 @@ def body(model: str, request: ModelRequest, output: Output | None) -> dict[str, 
         made["tools"] = [_tool(tool) for tool in request.tools]
     made.update(_length_and_thinking(model, request, made["messages"]))
     thinks: Mapping[str, Any] = {**made, **extra}.get("thinking") or {}
+    thinks = {} if thinks.get("type") == "disabled" else thinks
     if output is not None:
         _hold(made, output, forced="budget_tokens" not in thinks, alone=not extra.get("tools"))
     if request.temperature is not None and abilities(model).temperature and not thinks:
@@ -69,6 +75,21 @@ def body(model: str, request: ModelRequest, output: Output | None) -> dict[str, 
     if made.get("output_config") and extra.get("output_config"):
         extra["output_config"] = {**made["output_config"], **extra["output_config"]}
     return {**made, **extra}
+
+
+def _known(model: str, messages: Iterable[Message]) -> tuple[Message, ...]:
+    """The messages; what another vendor's model behind the same API has said is as strange as any other vendor's.
+
+    A Claude reads the signatures of every Claude, and of nobody else.
+    """
+
+    def knows(message: Message) -> bool:
+        return message.model == model or all("claude" in name.lower() for name in (model, message.model or ""))
+
+    return tuple(
+        message if message.provider != PROVIDER or knows(message) else replace(message, provider=None)
+        for message in messages
+    )
 
 
 def headers(body: Mapping[str, Any], extra: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, str]:
@@ -110,7 +131,8 @@ def _length_and_thinking(
     model: str, request: ModelRequest, sent: Sequence[Mapping[str, Any]]
 ) -> Iterator[tuple[str, Any]]:
     able, wanted = abilities(model), request.thinking
-    length = request.extra.get("max_tokens") or request.max_output_tokens or able.max_output_tokens
+    length = lower(request.max_output_tokens, request.extra.get("max_tokens"))
+    length = length or request.max_output_tokens or able.max_output_tokens
     if wanted is None:
         yield "max_tokens", length or MAX_TOKENS
     elif able.thinking == "adaptive" or (able.thinking == "both" and isinstance(wanted, str)):

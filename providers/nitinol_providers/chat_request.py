@@ -23,7 +23,7 @@ _LETTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 
 def body(vendor: Vendor, model: str, request: ModelRequest) -> dict[str, Any]:
-    """The whole body; what stands in `request.extra` wins, but its tools join ours."""
+    """The whole body; what stands in `request.extra` wins, but its tools join ours, and of two limits the lower one holds."""
     made: dict[str, Any] = {"model": model, "messages": messages(vendor, request), "stream": True}
     if vendor.stream_options:
         made["stream_options"] = {"include_usage": True}
@@ -37,8 +37,6 @@ def body(vendor: Vendor, model: str, request: ModelRequest) -> dict[str, Any]:
             }
             for tool in request.tools
         ]
-    if request.max_output_tokens is not None:
-        made[vendor.max_tokens] = request.max_output_tokens
     if request.temperature is not None:
         made["temperature"] = request.temperature
     if request.thinking is not None:
@@ -47,6 +45,11 @@ def body(vendor: Vendor, model: str, request: ModelRequest) -> dict[str, Any]:
         schema = {"name": "output", "schema": request.output_schema}
         made["response_format"] = {"type": "json_schema", "json_schema": schema}
     extra = dict(request.extra)
+    limits = [name for name in ("max_tokens", "max_completion_tokens") if extra.get(name) is not None]
+    for name in limits:
+        extra[name] = lower(request.max_output_tokens, extra[name])
+    if request.max_output_tokens is not None and not limits:
+        made[vendor.max_tokens] = request.max_output_tokens
     if "tools" in made and "tools" in extra:
         extra["tools"] = [*made["tools"], *extra["tools"]]
     return {**made, **extra}
@@ -184,6 +187,11 @@ def schema_words(schema: Mapping[str, Any]) -> str:
     """A word to the model about its answer, where the API takes no such schema."""
     written = json.dumps(schema, ensure_ascii=False, default=dict)
     return f"Your final answer is JSON alone, and follows this JSON schema: {written}"
+
+
+def lower(limit: int | None, given: Any) -> Any:
+    """The limit of an answer, where `extra` gives one too: ours may be all that a budget still pays for."""
+    return min(limit, given) if limit is not None and isinstance(given, (int, float)) else given
 
 
 def effort(wanted: ThinkingOption) -> str:

@@ -29,7 +29,8 @@ class Gemini:
 
     `Agent.extra` takes what else the API takes, in its own words, such as
     `{"tools": [{"googleSearch": {}}], "generationConfig": {"topK": 40}, "safetySettings": […]}`. It is merged with what
-    we send, object by object, and wins; tools are added to ours. The API caches prompts by itself: `cache` changes nothing.
+    we send, object by object, and wins; tools are added to ours, and the lower `maxOutputTokens` holds. The API caches
+    prompts by itself: `cache` changes nothing.
 
     Args:
         model: The name sent to Google, such as `gemini-2.5-pro`; `models/…` and `tunedModels/…` are taken as they are.

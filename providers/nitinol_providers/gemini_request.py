@@ -11,7 +11,7 @@ from typing import Any, cast
 from nitinol.messages import Audio, Document, Image, Media, Message, Native, Text, Thinking, ToolAnswer, ToolCall
 from nitinol.provider import ModelRequest
 from nitinol.provider import Thinking as ThinkingOption
-from nitinol_providers.chat_request import note
+from nitinol_providers.chat_request import lower, note
 
 NAME = "gemini"
 UNSIGNED = "skip_thought_signature_validator"
@@ -43,7 +43,10 @@ _UNKNOWN = "application/octet-stream"
 
 
 def body(model: str, request: ModelRequest) -> dict[str, Any]:
-    """The whole body. What stands in `request.extra` is merged into it, object by object, and wins; tools add up."""
+    """The whole body. What stands in `request.extra` is merged into it, object by object, and wins; tools add up.
+
+    Of two limits of the answer the lower one holds.
+    """
     extra = dict(request.extra)
     tools: list[Any] = (
         [{"functionDeclarations": [_declaration(tool) for tool in request.tools]}] if request.tools else []
@@ -73,7 +76,12 @@ def body(model: str, request: ModelRequest) -> dict[str, Any]:
         made["toolConfig"] = {"includeServerSideToolInvocations": True}  # without it, ours and theirs do not mix
     if config:
         made["generationConfig"] = config
-    return _merged(made, extra)
+    merged = _merged(made, extra)
+    told = merged.get("generationConfig")
+    if isinstance(told, Mapping) and "maxOutputTokens" in told:
+        limit = lower(request.max_output_tokens, told["maxOutputTokens"])
+        merged["generationConfig"] = {**cast("Mapping[str, Any]", told), "maxOutputTokens": limit}
+    return merged
 
 
 def contents(model: str, messages: Iterable[Message]) -> list[Mapping[str, Any]]:

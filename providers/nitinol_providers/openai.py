@@ -34,7 +34,7 @@ class OpenAI:
     `temperature=` is left out for models that think, which refuse it, and `thinking=` for models that do not, so that a
     fallback does not fail on an option of the first model. `extra=` is sent as it is, whatever the model: its `tools`
     (the vendor's own, such as `{"type": "web_search"}`) and `include` are added to ours, its objects (`reasoning`,
-    `text`) merged, and the rest replaces ours. A schema is strict, for a tool and for `output=`, where strict mode can
+    `text`) merged, of two `max_output_tokens` the lower one holds, and the rest replaces ours. A schema is strict, for a tool and for `output=`, where strict mode can
     say it.
 
     Args:

@@ -20,6 +20,7 @@ from nitinol_providers.chat_request import (
     document_text,
     effort,
     known_name,
+    lower,
     note,
     schema_words,
     short_id,
@@ -89,7 +90,10 @@ DIALECTS = {dialect.name: dialect for dialect in (OPENAI, XAI)}
 
 
 def body(dialect: Dialect, model: str, request: ModelRequest) -> dict[str, Any]:
-    """The whole body. Of `request.extra`, tools and includes are added to ours, objects merged, and the rest wins."""
+    """The whole body. Of `request.extra`, tools and includes are added to ours, objects merged, and the rest wins.
+
+    Of two limits of the answer the lower one holds.
+    """
     thinks_not = dialect.thinks_not.match(model)
     made: dict[str, Any] = {
         "model": model,
@@ -128,6 +132,8 @@ def body(dialect: Dialect, model: str, request: ModelRequest) -> dict[str, Any]:
 
 
 def _merged(name: str, ours: Any, given: Any) -> Any:
+    if name == "max_output_tokens":
+        return lower(ours, given)
     if name in ("tools", "include") and ours and isinstance(given, (list, tuple)):
         return [*ours, *(item for item in cast("list[Any]", given) if item not in ours)]
     if isinstance(ours, dict) and isinstance(given, Mapping):

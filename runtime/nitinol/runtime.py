@@ -620,7 +620,11 @@ class Runtime:
         return AgentRef(self._system, cell, cell.definition.output)
 
     def agents(self, pattern: str = "*") -> list[AgentRef[Any]]:
-        """The live agents whose key matches a shell pattern, in order of their keys. Never waits."""
+        """The live agents whose key matches a shell pattern, in order of their keys. Never waits.
+
+        Those that this process has not opened yet, idle or waiting for an approval since before it began, are not among
+        them: `get` opens one, and `Runtime(store, read_only=True).agents()` has every agent of the store.
+        """
         self._system.check()
         cells = sorted(self._system.everyone().items())
         return [

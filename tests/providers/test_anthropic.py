@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -604,6 +605,22 @@ class TestRequests:
         """parity: P8"""
         made = conversation(user(Text("go")), assistant(ToolCall(call_id="a", name="f", malformed='{"x')))
         assert made[1]["content"][0]["input"] == {"malformed_json": '{"x'}
+
+    def test_what_another_vendors_model_signed_behind_the_same_api_stays_there(self) -> None:
+        """The vendor refuses a conversation with a signature that is not its own."""
+        thought, seen = Thinking(text="hm", signature="s"), Native(data={"type": "seen", "x": 1}, text="[seen]")
+        other = replace(assistant(thought, seen, Text("b")), model="kimi-k2")
+        thinking = {"type": "thinking", "thinking": "hm", "signature": "s"}
+        kept = [thinking, {"type": "seen", "x": 1}, {"type": "text", "text": "b"}]
+        strange = [{"type": "text", "text": "[seen]"}, {"type": "text", "text": "b"}]
+        for model, content in (("claude-opus-4-5", strange), ("local", strange), ("kimi-k2", kept)):
+            request = ModelRequest(messages=(user(Text("a")), other, user(Text("c"))), cache=False)
+            assert sent(request, model)["messages"][1]["content"] == content
+
+    @pytest.mark.parametrize(("thinking", "told"), [("disabled", 0.5), ("enabled", None)])
+    def test_a_temperature_goes_with_thinking_that_is_turned_off(self, thinking: str, told: float | None) -> None:
+        extra = {"thinking": {"type": thinking, "budget_tokens": 2000}}
+        assert sent(replace(ASK, temperature=0.5, extra=extra), "claude-sonnet-4-5").get("temperature") == told
 
     def test_only_thinking_of_its_own_goes_back(self) -> None:
         """parity: P3. A message that was nothing else is left out; words without words are never sent."""

@@ -34,7 +34,7 @@ from nitinol.errors import (
 )
 from nitinol.events import EventBase
 from nitinol.journal import Journal
-from nitinol.testing import Answer, ScriptedProvider
+from nitinol.testing import Answer, ScriptedProvider, crash
 
 
 @pytest.fixture
@@ -56,6 +56,25 @@ def echo(request: ModelRequest) -> Answer:
 
 def scout(**options: Any) -> Agent[Any]:
     return Agent(name="scout", model=ScriptedProvider(echo), **options)
+
+
+def test_the_tree_counts_an_agents_lives_as_its_owner_does(path: Path) -> None:
+    """Incarnations after the first, of crashes and of processes that came one after the other."""
+
+    def restarts(rt: Runtime) -> dict[str, int]:
+        (agents,) = (node for node in rt.tree().children if node.id == "agents")
+        return {node.id: node.restarts for node in agents.children}
+
+    for lives, crashes in ((0, False), (2, True)):
+        with Runtime(path, agents=[scout()]) as rt:
+            ref = rt.start("scout", key="scout/1")
+            if crashes:
+                ref.ask("hi", timeout=SOON)
+                crash(ref)
+            ref.ask("hi", timeout=SOON)
+            assert restarts(rt) == {"scout/1": lives}
+        with Runtime(path, read_only=True) as rt:
+            assert restarts(rt) == {"scout/1": lives}
 
 
 def fill(path: Path, *keys: str) -> None:

@@ -174,7 +174,9 @@ class Follower(System):
         """What all agents of the store do, by their heads, and what became of their earlier incarnations."""
         heads, pasts, none = self._store.heads(), self._store.pasts(), Past()
         found = [(head, pasts.get(head.key, none)) for head in heads]
-        return [Outline(head.key, "up", head.state, past.restarts, past.last_reason) for head, past in found]
+        return [
+            Outline(head.key, "up", head.state, max(past.incarnation - 1, 0), past.last_reason) for head, past in found
+        ]
 
     def parts(self) -> list[Part]:
         """There are no more."""
