@@ -297,7 +297,6 @@ def test_a_summary_that_rambles_is_clipped() -> None:
         talk(ref, 12)
         made = of_type(ref, "context.compacted")
         assert {event.fallback for event in made} == {None}
-        assert len(made) < 6
         handoff = made[-1].view.handoff
         assert handoff.startswith("BEGIN")
         assert handoff.endswith("END")

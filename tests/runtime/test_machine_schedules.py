@@ -255,6 +255,8 @@ class Witness:
         """In this turn."""
         self.must_shorten = False
         """The last request was too long for its model, and is to be made once more, shorter."""
+        self.again = False
+        """The last failure may be tried again."""
         self.turns: list[Counter[tuple[str, str, str, str]]] = []
         """What each turn of the run called, and what came of it."""
         self.asked: dict[str, tuple[str, str]] = {}
@@ -410,7 +412,11 @@ class Witness:
             self.overflows[at[0], at[1], self.fallbacks] += 1
             assert self.overflows[at[0], at[1], self.fallbacks] <= 2, "compacted once, tried again once"
             self.must_shorten = self.compacts
+        self.again = event.retryable or (self.must_shorten and at != self.summary)
         self.attempt = None
+
+    def _model_retrying(self, event: ev.ModelRetrying) -> None:
+        assert self.again, "what no second try can help"
 
     def _tool_requested(self, event: ev.ToolRequested) -> None:
         assert self.calls[event.call_id or ""] == "asked"
