@@ -198,7 +198,8 @@ def test_pictures_and_much_text_come_back(rt: Runtime) -> None:
         """Flood."""
         return "a" * 5_000_000 + "b" * 5_000_000
 
-    picture, flood = records(rt, paints, floods, calls=[call("paints", text="x" * 3_000_000), call("floods")])
+    calls = [call("paints", text="x" * 3_000_000), call("floods")]
+    picture, flood = records(rt, paints, floods, calls=calls, compaction=None)
     assert (picture.outcome, picture.text) == ("ok", "3000000")
     assert "9,800,000 characters left out" in flood.text
 

@@ -252,7 +252,7 @@ def test_agents_as_json(path: Path, capsys: Capture) -> None:
     )
     assert one["usage"]["output_tokens"] == 4
     spent = audit(path).spent
-    assert told["bill"]["cost"] == str(spent.cost)
+    assert told["bill"]["cost"] == str(spent.priced)
     assert told["bill"]["unpriced"] == spent.unpriced
 
 

@@ -46,7 +46,7 @@ def answer(request: ModelRequest) -> Any:
         return "end"
     if kind == 1 and request.attempt == 1:
         return say("half", cut=True)
-    return [say("on it", chunks=3), call("work", number=1), call("think", number=2)]
+    return [say("on it", chunks=3), call("work", number=request.turn), call("think", number=2)]
 
 
 class Crowd:
