@@ -23,6 +23,7 @@ import trustme
 from httpx_sse._decoders import SSEDecoder, SSELineDecoder
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.logs_of import SOON
 from tests.proxies import Proxy
 from tests.servers import Connection, Script, Server, answer, cut, hang, head, stream
 
@@ -114,8 +115,17 @@ def run(transport: Transport, work: Callable[[HttpPool], Any]) -> Any:
             return await work(pool)
         finally:
             await pool.aclose()
+            await _let_go()
 
     return asyncio.run(main())
+
+
+async def _let_go() -> None:
+    """Wait until every socket of this loop is closed: TLS says goodbye to the other side first, after all else has ended."""
+    loop: Any = asyncio.get_running_loop()
+    until = loop.time() + SOON
+    while len(loop._selector.get_map()) > 1 and loop.time() < until:  # one is the loop's own
+        await asyncio.sleep(0)
 
 
 def failure(transport: Transport, script: Script, **options: Any) -> ProviderError:
