@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
 from dataclasses import replace
-from urllib.parse import urlsplit
 
 from nitinol.errors import ConfigurationError, ContextOverflow, MissingKey, ProviderError
-from nitinol.http import Http, drain
-from nitinol.http_errors import redact
-from nitinol.provider import ModelInfo, ModelRequest, StreamPart, account_of
+from nitinol.http import Http
+from nitinol.provider import ModelInfo, ModelRequest, StreamPart
 from nitinol_providers import catalog, overflow
 from nitinol_providers.anthropic_answer import MessagesAnswer
 from nitinol_providers.anthropic_models import abilities
 from nitinol_providers.anthropic_output import output
 from nitinol_providers.anthropic_request import PROVIDER, body, headers
-from nitinol_providers.openai_compatible import checked_url
+from nitinol_providers.endpoint import checked_url, endpoint, lowered
 
 _URL = "https://api.anthropic.com"
 
@@ -67,46 +64,30 @@ class Anthropic:
         if not model.strip():
             raise ConfigurationError("anthropic: the model's name is empty; write 'anthropic:claude-sonnet-4-6'")
         url = base_url if base_url is not None else os.environ.get("ANTHROPIC_BASE_URL", "").strip() or _URL
-        given = {name.lower(): value for name, value in (headers or {}).items()}
         self.model = model
         self.base_url = checked_url(url, self.name)
-        self._headers = {**_authorization(api_key), **given}
-        if self.base_url == _URL and not self._headers.keys() & {"x-api-key", "authorization"}:
+        signed = {**_authorization(api_key), **lowered(headers)}
+        if self.base_url == _URL and not signed.keys() & {"x-api-key", "authorization"}:
             raise MissingKey("anthropic needs a key: set ANTHROPIC_API_KEY, or give api_key=")
-        parts = urlsplit(self.base_url)
-        self._url = parts._replace(path=f"{parts.path.rstrip('/')}/v1/messages").geturl()
-        self.account = account_of(self._url, *self._headers.values())
+        self._endpoint = endpoint(self.base_url, "/v1/messages", signed)
+        self.account = self._endpoint.account
 
     def __repr__(self) -> str:
-        parts = urlsplit(self.base_url)
-        shown = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
-        return f"Anthropic({self.model!r}, base_url={shown!r})"
+        return f"Anthropic({self.model!r}, base_url={self._endpoint.shown!r})"
 
     def info(self) -> ModelInfo:
         """From the catalogue, which is imported once (0.2 s); of a model too new for it, from its generation."""
         known = catalog.model_info(self.model, vendor=self.name)
         return replace(known, max_output_tokens=known.max_output_tokens or abilities(self.model).max_output_tokens)
 
-    async def stream(self, request: ModelRequest, http: Http) -> AsyncGenerator[StreamPart, None]:
+    def stream(self, request: ModelRequest, http: Http) -> AsyncGenerator[StreamPart, None]:
         """Ask the model; see `Provider.stream`."""
         held = output(self.model, request)
         sent = body(self.model, request, held)
-        said = headers(sent, request.extra, self._headers)
-        answer = MessagesAnswer(self.model, request, held)
-        events = http.sse("POST", self._url, headers=said, json=sent, classify=_classify)
-        try:
-            async with aclosing(events):
-                async for data in events:
-                    for part in answer.read(data):
-                        yield part
-                    if answer.ended:
-                        await drain(events)
-                        break
-            response = answer.response()
-        except ProviderError as error:
-            error.args = (redact(str(error), self._headers, self.base_url),)
-            raise
-        yield response
+        said = headers(sent, request.extra, self._endpoint.headers)
+        return self._endpoint.ask(
+            http, MessagesAnswer(self.model, request, held), sent, classify=_classify, headers=said
+        )
 
 
 def _authorization(api_key: str | None) -> dict[str, str]:

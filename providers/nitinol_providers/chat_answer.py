@@ -84,6 +84,9 @@ class _Words:
 class ChatAnswer:
     """Reads the chunks of one answer, or the answer whole. Keep one for each attempt."""
 
+    ended = False
+    """No event of this protocol says that it is the last."""
+
     def __init__(self, provider: str, model: str, request: ModelRequest) -> None:
         self._provider = provider
         self._model = model

@@ -8,16 +8,15 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from nitinol.errors import ConfigurationError, MissingKey, ProviderError
 from nitinol.http import Http
-from nitinol.http_errors import redact
-from nitinol.provider import ModelInfo, ModelRequest, StreamPart, account_of
+from nitinol.provider import ModelInfo, ModelRequest, StreamPart
 from nitinol_providers import catalog
+from nitinol_providers.endpoint import checked_url, endpoint, lowered
 from nitinol_providers.gemini_answer import GeminiAnswer, classify, retry_delay
 from nitinol_providers.gemini_request import NAME, body
-from nitinol_providers.openai_compatible import checked_url
 
 _KEYS = ("GOOGLE_API_KEY", "GEMINI_API_KEY")
 _SIGNED = {"authorization", "x-goog-api-key"}
@@ -61,24 +60,19 @@ class Gemini:
             if api_key is not None
             else next(filter(None, (os.environ.get(name, "").strip() for name in _KEYS)), "")
         )
-        over = {header.lower(): value for header, value in (headers or {}).items()}
+        over = lowered(headers)
         if not key.strip() and not given and _SIGNED.isdisjoint(over):
             raise MissingKey(f"gemini needs a key: set {_KEYS[1]}, or give api_key=")
         self.model = model
         self.base_url = checked_url(given if base_url is not None else given or _DEFAULT, NAME)
-        parts = urlsplit(self.base_url)
-        path = (
-            f"{parts.path.rstrip('/')}/v1beta/{'' if '/' in model else 'models/'}{quote(model)}:streamGenerateContent"
-        )
-        query = f"{parts.query}&alt=sse" if parts.query else "alt=sse"  # without it, the stream is one long JSON list
-        self._url = parts._replace(path=path, query=query).geturl()
-        self._headers = {**({"x-goog-api-key": key.strip()} if key.strip() else {}), **over}
-        self.account = account_of(self.base_url, *self._headers.values())
+        path = f"/v1beta/{'' if '/' in model else 'models/'}{quote(model)}:streamGenerateContent"
+        signed = {**({"x-goog-api-key": key.strip()} if key.strip() else {}), **over}
+        # Without alt=sse, the stream is one long JSON list.
+        self._endpoint = endpoint(self.base_url, path, signed, query="alt=sse")
+        self.account = self._endpoint.account
 
     def __repr__(self) -> str:
-        parts = urlsplit(self.base_url)
-        shown = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
-        return f"Gemini({self.model!r}, base_url={shown!r})"
+        return f"Gemini({self.model!r}, base_url={self._endpoint.shown!r})"
 
     def info(self) -> ModelInfo:
         """From the catalogue, which is imported once (0.2 s)."""
@@ -86,7 +80,6 @@ class Gemini:
 
     async def stream(self, request: ModelRequest, http: Http) -> AsyncGenerator[StreamPart, None]:
         """Ask the model; see `Provider.stream`."""
-        answer = GeminiAnswer(self.model, request)
         delay: float | None = None
 
         def refused(status: int, text: str) -> type[ProviderError] | None:
@@ -94,17 +87,13 @@ class Gemini:
             delay = retry_delay(text)
             return classify(status, text)
 
-        sent = body(self.model, request)
-        events = http.sse("POST", self._url, headers=self._headers, json=sent, classify=refused, until=b"[DONE]")
+        answer, sent = GeminiAnswer(self.model, request), body(self.model, request)
+        parts = self._endpoint.ask(http, answer, sent, classify=refused, until=b"[DONE]")
         try:
-            async with aclosing(events):
-                async for data in events:
-                    for part in answer.read(data):
-                        yield part
-            response = answer.response()
+            async with aclosing(parts):
+                async for part in parts:
+                    yield part
         except ProviderError as error:
             if error.retry_after is None:
                 error.retry_after = delay
-            error.args = (redact(str(error), self._headers, self.base_url),)
             raise
-        yield response

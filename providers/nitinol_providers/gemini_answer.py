@@ -89,6 +89,9 @@ class _Call:
 class GeminiAnswer:
     """Reads the chunks of one answer, streamed or in a list. Keep one for each attempt."""
 
+    ended = False
+    """No event of this protocol says that it is the last."""
+
     def __init__(self, model: str, request: ModelRequest) -> None:
         self._model = model
         self._request = request

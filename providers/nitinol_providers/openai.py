@@ -12,16 +12,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
 from dataclasses import replace
-from urllib.parse import urlsplit
 
-from nitinol.errors import ConfigurationError, ProviderError
-from nitinol.http import Http, drain
-from nitinol.http_errors import redact
-from nitinol.provider import ModelInfo, ModelRequest, StreamPart, account_of
+from nitinol.errors import ConfigurationError
+from nitinol.http import Http
+from nitinol.provider import ModelInfo, ModelRequest, StreamPart
 from nitinol_providers import catalog
-from nitinol_providers.openai_compatible import authorization, checked_url
+from nitinol_providers.endpoint import authorization, checked_url, endpoint, lowered
 from nitinol_providers.overflow import classify
 from nitinol_providers.responses_answer import ResponsesAnswer
 from nitinol_providers.responses_request import DIALECTS, OPENAI, body
@@ -72,48 +69,31 @@ class OpenAI:
         self.name = name
         self.model = model
         self.base_url = checked_url(dialect.base_url if base_url is None and not given else given, name)
-        parts = urlsplit(self.base_url)
-        self._url = parts._replace(path=f"{parts.path.rstrip('/')}/responses").geturl()
         self._dialect = dialect
         told = {"openai-organization": organization, "openai-project": project}
         if name == "openai":
             told["openai-organization"] = organization or os.environ.get("OPENAI_ORG_ID", "").strip()
             told["openai-project"] = project or os.environ.get("OPENAI_PROJECT_ID", "").strip()
-        over = {header.lower(): value for header, value in (headers or {}).items()}
-        self._headers = {
+        over = lowered(headers)
+        signed = {
             **authorization(api_key, dialect.key_variable, not given and "authorization" not in over, name),
             **{header: value for header, value in told.items() if value},
             **over,
         }
-        self.account = account_of(self._url, *self._headers.values())
+        self._endpoint = endpoint(self.base_url, "/responses", signed)
+        self.account = self._endpoint.account
 
     def __repr__(self) -> str:
-        parts = urlsplit(self.base_url)
-        shown = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
-        return f"OpenAI({self.model!r}, name={self.name!r}, base_url={shown!r})"
+        return f"OpenAI({self.model!r}, name={self.name!r}, base_url={self._endpoint.shown!r})"
 
     def info(self) -> ModelInfo:
         """From the catalogue, which is imported once (0.2 s), by the vendor's name, wherever its API is."""
         return catalog.model_info(self.model, vendor=self._dialect.catalog)
 
-    async def stream(self, request: ModelRequest, http: Http) -> AsyncGenerator[StreamPart, None]:
+    def stream(self, request: ModelRequest, http: Http) -> AsyncGenerator[StreamPart, None]:
         """Ask the model; see `Provider.stream`."""
-        answer = ResponsesAnswer(self.name, self.model, request)
-        sent = body(self._dialect, self.model, request)
-        events = http.sse("POST", self._url, headers=self._headers, json=sent, classify=classify)
-        try:
-            async with aclosing(events):
-                async for data in events:
-                    for part in answer.read(data):
-                        yield part
-                    if answer.ended:
-                        await drain(events)
-                        break
-            response = answer.response()
-        except ProviderError as error:
-            error.args = (redact(str(error), self._headers, self.base_url),)
-            raise
-        yield response
+        answer, sent = ResponsesAnswer(self.name, self.model, request), body(self._dialect, self.model, request)
+        return self._endpoint.ask(http, answer, sent, classify=classify)
 
 
 def xai(

@@ -16,19 +16,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
 from dataclasses import replace
-from urllib.parse import urlsplit
 
-from nitinol.errors import ConfigurationError, MissingKey, ProviderError
+from nitinol.errors import ConfigurationError
 from nitinol.http import Http
-from nitinol.http_errors import redact, without_secrets
-from nitinol.provider import ModelInfo, ModelRequest, Provider, StreamPart, account_of
+from nitinol.provider import ModelInfo, ModelRequest, Provider, StreamPart
 from nitinol_providers import catalog
 from nitinol_providers.chat_answer import ChatAnswer
 from nitinol_providers.chat_request import body
+from nitinol_providers.endpoint import authorization, checked_url, endpoint, lowered
 from nitinol_providers.overflow import classify
 from nitinol_providers.vendors import VENDORS, base_url_of
 
@@ -67,42 +64,28 @@ class OpenAICompatible:
         url, is_default = (base_url, False) if base_url is not None else base_url_of(vendor)
         # A server of one's own may want no key; OpenAI does.
         required = vendor.key_required and (bool(vendor.catalog) or is_default)
-        given = {header.lower(): value for header, value in (headers or {}).items()}
+        given = lowered(headers)
         self.name = name
         self.model = model
         self.base_url = checked_url(url, name)
-        parts = urlsplit(self.base_url)
-        self._url = parts._replace(path=f"{parts.path.rstrip('/')}/chat/completions").geturl()
         self._vendor = vendor
         required = required and "authorization" not in given
-        self._headers = {**authorization(api_key, vendor.key_variable, required, name), **given}
-        self.account = account_of(self._url, *self._headers.values())
+        signed = {**authorization(api_key, vendor.key_variable, required, name), **given}
+        self._endpoint = endpoint(self.base_url, "/chat/completions", signed)
+        self.account = self._endpoint.account
 
     def __repr__(self) -> str:
-        parts = urlsplit(self.base_url)
-        shown = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
-        return f"OpenAICompatible({self.model!r}, name={self.name!r}, base_url={shown!r})"
+        return f"OpenAICompatible({self.model!r}, name={self.name!r}, base_url={self._endpoint.shown!r})"
 
     def info(self) -> ModelInfo:
         """From the catalogue, which is imported once (0.2 s). Of a local server nothing is known: None, not free."""
         url = self.base_url if self.name == "openai-compatible" else None
         return catalog.model_info(self.model, vendor=self._vendor.catalog, url=url)
 
-    async def stream(self, request: ModelRequest, http: Http) -> AsyncGenerator[StreamPart, None]:
+    def stream(self, request: ModelRequest, http: Http) -> AsyncGenerator[StreamPart, None]:
         """Ask the model; see `Provider.stream`."""
-        answer = ChatAnswer(self.name, self.model, request)
-        sent = body(self._vendor, self.model, request)
-        events = http.sse("POST", self._url, headers=self._headers, json=sent, classify=classify, until=b"[DONE]")
-        try:
-            async with aclosing(events):
-                async for data in events:
-                    for part in answer.read(data):
-                        yield part
-            response = answer.response()
-        except ProviderError as error:
-            error.args = (redact(str(error), self._headers, self.base_url),)
-            raise
-        yield response
+        answer, sent = ChatAnswer(self.name, self.model, request), body(self._vendor, self.model, request)
+        return self._endpoint.ask(http, answer, sent, classify=classify, until=b"[DONE]")
 
 
 def deepseek(model: str) -> Provider:
@@ -148,25 +131,3 @@ def together(model: str) -> Provider:
 def vllm(model: str) -> Provider:
     """The entry point of `vllm:`."""
     return OpenAICompatible(model, name="vllm")
-
-
-def checked_url(url: str, name: str) -> str:
-    """A base URL without a slash at its end; `ConfigurationError` if it is no http address."""
-    try:
-        parts = urlsplit(url.strip())
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable:
-        raise ConfigurationError(
-            f"{name}: base_url={without_secrets(url)!r} is no http address; write for instance 'http://127.0.0.1:8000/v1'"
-        )
-    return url.strip().rstrip("/")
-
-
-def authorization(api_key: str | None, variable: str | None, required: bool, name: str) -> dict[str, str]:
-    """The header with the key, given or from its variable; `MissingKey` if there is none and one is required."""
-    key = (api_key if api_key is not None else os.environ.get(variable or "", "")).strip()
-    if not key and required:
-        raise MissingKey(f"{name} needs a key: set {variable}, or give api_key=")
-    return {"authorization": f"Bearer {key}"} if key else {}
