@@ -113,7 +113,7 @@ class Agent(Generic[OutT]):
             raise ConfigurationError(f"thinking={self.thinking!r} must be tokens, or 'low', 'medium' or 'high'")
         if self.prices is not None and not callable(getattr(self.prices, "at_most", None)):
             raise ConfigurationError(f"prices={self.prices!r} must be Prices(…), or have cost and at_most")
-        check_run_budget(self.budget)
+        check_budget(self.budget, renews=False)
         _check_output(self.output)
         if self.deadline is not None and not 0 < self.deadline <= YEAR:
             raise ConfigurationError(f"deadline={self.deadline!r} must be more than 0 seconds, and at most a year")
@@ -261,13 +261,13 @@ def _check_tools(tools: Sequence[object]) -> None:
         seen.add(tool.name)
 
 
-def check_run_budget(budget: object) -> None:
-    """Raise `ConfigurationError` unless it is a budget that a run may have, or `None`."""
+def check_budget(budget: object, *, renews: bool = True) -> None:
+    """Raise `ConfigurationError` unless it is a budget, or `None`; a run's does not renew."""
     if budget is None:
         return
     if not isinstance(budget, Budget):
         raise ConfigurationError(f"budget={budget!r} must be a Budget(…)")
-    if budget.per is not None:
+    if budget.per is not None and not renews:
         raise ConfigurationError(
             f"a run's budget does not renew: Budget(per={budget.per!r}) is for rt.start(budget=) or Runtime(budget=)"
         )

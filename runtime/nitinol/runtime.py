@@ -26,7 +26,7 @@ from nitinol.actors.children import SupervisorChild
 from nitinol.actors.supervisor import Child
 from nitinol.actors.system import Outline, System
 from nitinol.actors.tool_runner import calling_run
-from nitinol.agent import Agent, check_run_budget, model_name
+from nitinol.agent import Agent, check_budget, model_name
 from nitinol.budget import Budget
 from nitinol.child_ref import ChildRef, SupervisorRef, add, ref_to, to_child
 from nitinol.env import Env, resolve
@@ -432,7 +432,7 @@ class AgentRef(Generic[OutT]):
         self, prompt: Prompt | None, run_id: str | None, messages: Sequence[Message], budget: Budget | None
     ) -> Send:
         self._system.check()
-        check_run_budget(budget)
+        check_budget(budget, renews=False)
         if prompt is None and not messages:
             raise ValueError("there is nothing to send: give a prompt, or messages=")
         for given in messages:
@@ -538,7 +538,7 @@ class Runtime:
         idle: float | None = 600.0,
         env: Env | None = None,
     ) -> None:
-        _check_budget(budget)
+        check_budget(budget)
         if budget is not None and read_only:
             raise ConfigurationError("budget= with read_only=True limits nothing: who only looks on spends nothing")
         if not isinstance(workers, int) or workers < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -596,7 +596,7 @@ class Runtime:
             RuntimeStopped: The runtime has stopped.
         """
         definition = self._definition(agent)
-        _check_budget(budget)
+        check_budget(budget)
         if key is not None:
             check_name("key", key)
         self._system.check_models(definition)
@@ -1057,8 +1057,3 @@ def _close_abandoned() -> None:
 
 
 _open: set[Runtime] = set()
-
-
-def _check_budget(budget: object) -> None:
-    if budget is not None and not isinstance(budget, Budget):
-        raise ConfigurationError(f"budget={budget!r} must be a Budget(…)")

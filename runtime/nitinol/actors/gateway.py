@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from decimal import Decimal
 from functools import partial
 from typing import Any, cast, get_args
@@ -18,7 +17,7 @@ from nitinol.actors.hook_runner import HookFailed, HookRunner, hook_context
 from nitinol.actors.ledger import Ledger
 from nitinol.actors.port import Port, Stopper
 from nitinol.agent import Agent, model_name
-from nitinol.budget import FLOOR, UNSAID, Account, bound
+from nitinol.budget import FLOOR, UNSAID, Account, bound, periods
 from nitinol.compaction import (
     DEFAULT_WINDOW,
     INSTRUCTIONS,
@@ -567,8 +566,8 @@ class _Attempt:
     def _source(self, usage: Usage | None) -> str | None:
         """Where the cost of a usage comes from, with a date."""
         if usage is not None and usage.reported_cost is not None:
-            day = datetime.fromtimestamp(self.gateway.env.now() // 10**9, UTC)
-            return f"reported by {cast('Provider', self.provider).name} ({day:%Y-%m-%d})"
+            day, _ = periods(self.gateway.env.now())
+            return f"reported by {cast('Provider', self.provider).name} ({day})"
         return self.prices.source if self.prices is not None else None
 
 

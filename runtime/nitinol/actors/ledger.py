@@ -34,6 +34,34 @@ class _Request:
     answer: asyncio.Future[Grant | Refusal] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
+class _Book:
+    """Amounts by key, and their sum: every request asks for it."""
+
+    def __init__(self) -> None:
+        self._amounts: dict[str, Amount] = {}
+        self._sum = NOTHING
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._amounts
+
+    def put(self, key: str, amount: Amount) -> None:
+        """In place of what was there."""
+        self.take(key)
+        self._amounts[key] = amount
+        self._sum += amount
+
+    def take(self, key: str) -> Amount | None:
+        """What was there, if anything; it is no more."""
+        amount = self._amounts.pop(key, None)
+        if amount is not None:
+            self._sum -= amount
+        return amount
+
+    def of_others(self, key: str) -> Amount:
+        """All but this key's."""
+        return self._sum - self._amounts.get(key, NOTHING)
+
+
 class Ledger:
     """Grants requests what they may cost, in all their scopes at once, first come, first served. On the core loop."""
 
@@ -42,9 +70,9 @@ class Ledger:
         self._env, self._warn = env, warn
         self._spent: dict[str, Amount] = {}
         """By day or month; for a budget that does not renew, under `""`."""
-        self._held: dict[str, Amount] = {}
+        self._held = _Book()
         """By key: an agent has one attempt in flight."""
-        self._orphans: dict[str, Amount] = {}
+        self._orphans = _Book()
         """By key: of attempts that nobody flies any more, and whose row of the bill is not known yet."""
         self._waiting: deque[_Request] = deque()
 
@@ -60,7 +88,7 @@ class Ledger:
             self._add(self._period(day, day[:7]), Amount(spent.priced, spent.usage.total_tokens))
         for head in journal.heads(reserved=True):
             if head.reserved is not None:
-                self._orphans[head.key] = head.reserved
+                self._orphans.put(head.key, head.reserved)
 
     async def reserve(
         self,
@@ -97,26 +125,26 @@ class Ledger:
 
     def release(self, key: str) -> None:
         """What the agent has reserved was not sent."""
-        if self._held.pop(key, None) is not None:
+        if self._held.take(key) is not None:
             self._serve()
 
     def lower(self, key: str, usd: Decimal | None, tokens: int) -> None:
         """What the agent's attempt has come to is known, and its row of the bill will say so: the rest is free again."""
-        held = self._held.get(key)
+        held = self._held.take(key)
         if held is not None:
-            self._held[key] = Amount(held.usd if usd is None else usd, tokens)
+            self._held.put(key, Amount(held.usd if usd is None else usd, tokens))
             self._serve()
 
     def orphan(self, key: str) -> None:
         """Nobody flies the agent's attempt any more, or will tell what it came to: it counts as spent, for now."""
-        held = self._held.pop(key, None)
+        held = self._held.take(key)
         if held is not None:
-            self._orphans[key] = held
+            self._orphans.put(key, held)
             self._serve()
 
     def forget(self, key: str) -> None:
         """The agent is forgotten, and its bill is final."""
-        self._orphans.pop(key, None)
+        self._orphans.take(key)
         self.release(key)
 
     def note(self, events: Sequence[ev.EventBase]) -> None:
@@ -130,7 +158,7 @@ class Ledger:
                 self.orphan(event.key)
             elif isinstance(event, ev.ModelStarted) and event.key not in self._held:
                 # Nobody flies it: its agent died as this was committed, or it comes from another store.
-                self._orphans[event.key] = Amount(event.reserved or NOTHING.usd, event.reserved_tokens)
+                self._orphans.put(event.key, Amount(event.reserved or NOTHING.usd, event.reserved_tokens))
 
     @property
     def limits_money(self) -> bool:
@@ -141,8 +169,8 @@ class Ledger:
         period = self._period(*periods(row.ts))
         before = self._spent.get(period, NOTHING)
         self._add(period, Amount(row.cost or NOTHING.usd, row.usage.total_tokens))
-        self._held.pop(row.key, None)
-        self._orphans.pop(row.key, None)
+        self._held.take(row.key)
+        self._orphans.take(row.key)
         now, spent = self._period(*periods(self._env.now())), self._spent[period]
         fraction = budget.passed(before, spent) if period == now else None
         if fraction is not None:
@@ -160,12 +188,11 @@ class Ledger:
         accounts = [*request.accounts()]
         if self.budget is not None:
             spent = self._spent.get(self._period(*periods(self._env.now())), NOTHING)
-            spent += sum((amount for key, amount in self._orphans.items() if key != request.key), NOTHING)
-            held = sum((amount for key, amount in self._held.items() if key != request.key), NOTHING)
-            accounts.append(Account(STORE, self.budget, spent, held))
+            spent += self._orphans.of_others(request.key)
+            accounts.append(Account(STORE, self.budget, spent, self._held.of_others(request.key)))
         decided = budgets.decide(accounts, request.input_tokens, request.max_output_tokens, request.prices)
         if isinstance(decided, Grant) and self.budget is not None:
-            self._held[request.key] = decided.amount
+            self._held.put(request.key, decided.amount)
         return decided
 
     def _serve(self) -> None:
