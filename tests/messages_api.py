@@ -4,52 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.replay import Replay
+
 from nitinol import errors
-from nitinol.http import Http, HttpPool
-from nitinol.http_errors import Classify
+from nitinol.http import Http
 from nitinol.messages import Message, Part, ToolAnswer, to_message
 from nitinol.provider import ModelRequest, ModelResponse, StreamPart
-from nitinol.sse import SseParser
 from nitinol.tool_spec import tool
 from nitinol_providers import Anthropic
 
 RECORDINGS = Path(__file__).parent / "providers" / "recordings" / "anthropic"
-POOL = HttpPool()
 ASK = ModelRequest(messages=(to_message("Hello"),), run_id="RUN", turn=3)
 PNG = b"\x89PNG\r\n\x1a\n"
-
-
-class Replay(Http):
-    """An `Http` that answers with recorded bytes, in these chunks, and keeps what it was sent."""
-
-    def __init__(self, *chunks: bytes) -> None:
-        super().__init__(POOL, stall=1.0)
-        self.chunks = chunks
-        self.sent: Any = None
-        self.headers: Mapping[str, str] = {}
-        self.url = ""
-
-    async def sse(
-        self,
-        method: str,
-        url: str,
-        *,
-        headers: Mapping[str, str] | None = None,
-        json: Any = None,
-        classify: Classify | None = None,
-        until: bytes | None = None,
-    ) -> AsyncGenerator[bytes, None]:
-        self.sent, self.headers, self.url = json, headers or {}, url
-        parser = SseParser()
-        for chunk in self.chunks:
-            for data in parser.feed(chunk):
-                yield data
-        for data in parser.close():
-            yield data
 
 
 def provider(model: str = "claude-sonnet-5-5", **options: Any) -> Anthropic:

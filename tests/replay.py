@@ -15,9 +15,11 @@ class Replay(Http):
 
     def __init__(self, *chunks: bytes, is_json: bool = False) -> None:
         super().__init__(HttpPool(), stall=1.0)
-        self._chunks = chunks
+        self.chunks = chunks
         self._is_json = is_json
         self.sent: Any = None
+        self.headers: Mapping[str, str] = {}
+        self.url = ""
 
     async def sse(
         self,
@@ -29,12 +31,12 @@ class Replay(Http):
         classify: Classify | None = None,
         until: bytes | None = None,
     ) -> AsyncGenerator[bytes, None]:
-        self.sent = json
+        self.sent, self.headers, self.url = json, headers or {}, url
         if self._is_json:
-            yield b"".join(self._chunks)
+            yield b"".join(self.chunks)
             return
         parser = SseParser()
-        for chunk in self._chunks:
+        for chunk in self.chunks:
             for data in parser.feed(chunk):
                 if data == until:
                     return

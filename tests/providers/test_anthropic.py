@@ -17,7 +17,6 @@ from tests.messages_api import (
     RECORDINGS,
     STREAMS,
     WHOLE,
-    Replay,
     ask,
     assistant,
     attempt,
@@ -37,6 +36,7 @@ from tests.messages_api import (
     tools,
     user,
 )
+from tests.replay import Replay
 from tests.servers import Server, answer, cut, hang, head, stream
 
 from nitinol import errors

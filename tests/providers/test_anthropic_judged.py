@@ -19,7 +19,6 @@ from tests.messages_api import (
     PNG,
     STREAMS,
     WHOLE,
-    Replay,
     ask,
     attempt,
     begun,
@@ -32,6 +31,7 @@ from tests.messages_api import (
     sse,
     user,
 )
+from tests.replay import Replay
 from tests.strict_anthropic import sign
 from tests.typed_dicts import misfits
 

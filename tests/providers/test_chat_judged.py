@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from tests.conversations import ARGUMENTS, SAID, WORDS, model_requests
-from tests.providers.test_openai_compatible import Replay
+from tests.replay import Replay
 from tests.typed_dicts import misfits
 
 from nitinol.errors import ProviderError

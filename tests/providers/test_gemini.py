@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.gemini_stream import RECORDINGS, Replay, asked, sse
+from tests.gemini_stream import RECORDINGS, asked, sse
+from tests.replay import Replay
 from tests.servers import Script, Server, answer, cut, stream
 
 from nitinol import errors

@@ -15,7 +15,8 @@ from genai_prices import extract_usage
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
-from tests.gemini_stream import RECORDINGS, Replay, asked, sse
+from tests.gemini_stream import RECORDINGS, asked, sse
+from tests.replay import Replay
 from tests.servers import Server, stream
 
 from nitinol import errors

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import pytest
 from pydantic import BaseModel
-from tests.providers.test_openai_compatible import Replay
+from tests.replay import Replay
 from tests.responses_stream import USAGE, Json, call, code, events, message, reasoning, refusal, search, sse, stream
 from tests.servers import Server, answer, cut
 from tests.servers import stream as served

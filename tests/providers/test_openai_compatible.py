@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,14 @@ from typing import Any
 import pytest
 from genai_prices import Usage as CatalogUsage
 from genai_prices import calc_price
+from tests.replay import Replay
 from tests.servers import Server, answer, cut, stream
 
 from nitinol import errors
 from nitinol.http import Http, HttpPool
-from nitinol.http_errors import Classify
 from nitinol.messages import Audio, Document, Image, Message, Part, Text, Thinking, ToolAnswer, ToolCall, to_message
 from nitinol.prices import PriceList
 from nitinol.provider import Delta, ModelRequest, ModelResponse, Provider, StreamPart, UsageSoFar, resolve
-from nitinol.sse import SseParser
 from nitinol.tool_spec import tool
 from nitinol.usage import Usage
 from nitinol_providers import OpenAICompatible
@@ -29,37 +28,6 @@ from nitinol_providers.vendors import VENDORS
 
 RECORDINGS = Path(__file__).parent / "recordings"
 ASK = ModelRequest(messages=(to_message("Hello"),), run_id="RUN", turn=3)
-
-
-class Replay(Http):
-    """An `Http` that answers with recorded bytes, in these chunks, and keeps what it was sent."""
-
-    def __init__(self, *chunks: bytes) -> None:
-        super().__init__(HttpPool(), stall=1.0)
-        self.chunks = chunks
-        self.sent: Any = None
-        self.headers: Mapping[str, str] = {}
-        self.url = ""
-
-    async def sse(
-        self,
-        method: str,
-        url: str,
-        *,
-        headers: Mapping[str, str] | None = None,
-        json: Any = None,
-        classify: Classify | None = None,
-        until: bytes | None = None,
-    ) -> AsyncGenerator[bytes, None]:
-        self.sent, self.headers, self.url = json, headers or {}, url
-        parser = SseParser()
-        for chunk in self.chunks:
-            for data in parser.feed(chunk):
-                if data == until:
-                    return
-                yield data
-        for data in parser.close():
-            yield data
 
 
 def provider(name: str = "llamacpp", model: str = "m", **options: Any) -> OpenAICompatible:

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from tests.conversations import model_requests
-from tests.providers.test_openai_compatible import Replay
+from tests.replay import Replay
 from tests.responses_stream import USAGE, Json, call, code, events, message, reasoning, refusal, search, sse, stream
 from tests.servers import Server
 from tests.servers import stream as served

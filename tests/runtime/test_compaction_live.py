@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from decimal import Decimal
 from itertools import pairwise
@@ -656,17 +656,24 @@ def breaks() -> None:
     raise RuntimeError("no")
 
 
-@pytest.mark.parametrize(
-    "answer", [breaks, lambda: "nonsense", lambda: time.sleep(1)], ids=["raises", "returns nonsense", "hangs"]
-)
+let_go = threading.Event()
+
+
+def hangs() -> None:
+    let_go.wait(SOON)
+
+
+@pytest.mark.parametrize("answer", [breaks, lambda: "nonsense", hangs], ids=["raises", "returns nonsense", "hangs"])
 def test_its_failure_never_stops_the_compaction(answer: Callable[[], Any], caplog: pytest.LogCaptureFixture) -> None:
     """It is logged. parity: C2"""
     hook = Watching(answer)
     hook.timeout = 0.05  # type: ignore[misc] # pyright: ignore[reportAttributeAccessIssue]
+    let_go.clear()
     with Runtime() as rt:
         ref = rt.start(an_agent(Counting(chatty), hooks=[hook]), key="k")
         talk(ref, 5)
         assert len(of_type(ref, "context.compacted")) == 1
+        let_go.set()
     assert "on_compaction failed" in caplog.text
 
 
