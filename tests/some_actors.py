@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pykka
 from tests.logs_of import SOON
@@ -56,11 +56,17 @@ class LoopDoer(Doer, LoopActor):
 class ThreadDoer(Doer, ThreadActor):
     """On a thread."""
 
+    alive: ClassVar[set[Any]] = set()
+    """References to all that live: a test need not stop its own, and yet leaves no thread to the next one."""
     thread: threading.Thread | None = None
 
     def _actor_loop(self) -> None:
         self.thread = threading.current_thread()
-        super()._actor_loop()
+        self.alive.add(self.actor_ref)
+        try:
+            super()._actor_loop()
+        finally:
+            self.alive.discard(self.actor_ref)
 
 
 class PykkaDoer(pykka.ThreadingActor):

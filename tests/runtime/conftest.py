@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from tests.logs_of import SOON
-from tests.some_actors import KINDS, Kind
+from tests.some_actors import KINDS, Kind, ThreadDoer
 
 from nitinol.env import Loop, LoopThread
 
@@ -24,3 +24,11 @@ def kind(request: pytest.FixtureRequest) -> Kind:
     """Both kinds of actors."""
     kind: Kind = request.param
     return kind
+
+
+@pytest.fixture(autouse=True)
+def no_actor_stays() -> Iterator[None]:
+    """The doers that a test has left on threads of their own end with it."""
+    yield
+    for ref in list(ThreadDoer.alive):
+        ref.stop(block=False)
