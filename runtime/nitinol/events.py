@@ -252,7 +252,7 @@ class MessageAppended(EventBase):
 
 @_event
 class ModelStarted(EventBase):
-    """An attempt: one request is about to be sent. `reserved`: dollars it may cost at most, where known.
+    """An attempt: one request is about to be sent. `reserved`: dollars it may cost at most, by `price_source`, where known.
 
     `reserved_tokens`: in and out, at most. `capped`: the scope whose budget has lowered `max_output_tokens`.
     `estimated_tokens`: of the whole request, before calibration. `compacting`: the attempt is to make a summary, which is
@@ -269,6 +269,7 @@ class ModelStarted(EventBase):
     estimated_tokens: int = 0
     context_window: int | None = None
     compacting: Compacted | None = None
+    price_source: str | None = None
 
 
 @_event

@@ -142,8 +142,8 @@ class AttemptReady:
     provider: str
     model: str
     grant: Grant | Refusal
-    priced: bool
-    """The amount of the grant is known in money."""
+    price_source: str | None
+    """Of the amount of the grant; `None` where nobody knows it in money."""
     added: int = 0
     removed: int = 0
     estimated_tokens: int = 0

@@ -611,7 +611,9 @@ class _Decision:
             ev.ModelFailed, attempt=run.attempt, error_type="Interrupted", error=f"the attempt was lost: {why}",
             status_code=None, retry_after=None, request_id=None, retryable=True,
         )  # fmt: skip
-        self.charge(run.provider, run.model, run.reserved_usage, run.reserved, None, run.attempt, estimated=True)
+        self.charge(
+            run.provider, run.model, run.reserved_usage, run.reserved, run.price_source, run.attempt, estimated=True
+        )
         self.emit(ev.ModelDiscarded, attempt=run.attempt, characters=0)
 
 
@@ -806,8 +808,11 @@ def _refuse_if_open(d: _Decision, what: str) -> None:
 
 
 def _stop(d: _Decision, input: Stop) -> None:
-    if not d.state.stopped:
-        d.emit(ev.AgentStopped, reason=input.reason)
+    if d.state.stopped:
+        return
+    if d.state.parked and d.state.run is not None and d.run.attempt_open:
+        d.charge_lost_attempt("the agent was parked")  # nobody will report on it, and the agent may be forgotten next
+    d.emit(ev.AgentStopped, reason=input.reason)
 
 
 def _is_current(d: _Decision, input: AttemptReady | TooLong | Answered | Failed | Prepared | Granted | Done) -> bool:
@@ -854,9 +859,9 @@ def _attempt_ready(d: _Decision, input: AttemptReady) -> None:
         d.emit(ev.ContextRepaired, added=input.added, removed=input.removed)
     d.emit(
         ev.ModelStarted, attempt=input.attempt, provider=input.provider, model=input.model,
-        reserved=grant.amount.usd if input.priced else None, max_output_tokens=grant.max_output_tokens,
+        reserved=None if input.price_source is None else grant.amount.usd, max_output_tokens=grant.max_output_tokens,
         reserved_tokens=grant.amount.tokens, capped=grant.capped, estimated_tokens=input.estimated_tokens,
-        context_window=input.context_window, compacting=input.compacting,
+        context_window=input.context_window, compacting=input.compacting, price_source=input.price_source,
     )  # fmt: skip
     for scope in grant.scopes:
         d.emit(

@@ -34,7 +34,7 @@ from nitinol.usage import NO_USAGE, Usage
 T = TypeVar("T")
 E = TypeVar("E", bound=ev.EventBase)
 
-FOLD = 3
+FOLD = 4
 """The version of the fold. Raise it with any change of what `absorb` makes of a log: older snapshots are then not used."""
 
 Activity = Literal["idle", "running", "paused", "cancelling", "parked", "stopped"]
@@ -164,7 +164,8 @@ class RunState:
     """Of the last attempt started."""
     reserved: Decimal | None = None
     reserved_usage: Usage = NO_USAGE
-    """What the attempt owes if nobody ever reports on it."""
+    price_source: str | None = None
+    """What the attempt owes if nobody ever reports on it, and by which prices."""
     capped: str | None = None
     """The scope whose budget has lowered what the attempt's answer may have."""
     scopes: tuple[str, ...] = ()
@@ -537,7 +538,7 @@ def _model_started(state: AgentState, event: ev.ModelStarted) -> None:
     run.provider, run.model, run.reserved = event.provider, event.model, event.reserved
     output = event.max_output_tokens or 0
     run.reserved_usage = Usage(input_tokens=max(event.reserved_tokens - output, 0), output_tokens=output)
-    run.capped = event.capped
+    run.price_source, run.capped = event.price_source, event.capped
     run.estimated_tokens, run.context_window = event.estimated_tokens, event.context_window
     if event.compacting is not None and run.compacting is None:
         run.compacting_since = event.ts

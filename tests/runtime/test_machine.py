@@ -163,7 +163,7 @@ class Bench:
     ) -> dict[str, Any]:
         """What the ledger says of such a request, without a budget of the store."""
         grant = decide_budget(self.state.accounts(self.now), input_tokens, max_output_tokens, prices)
-        return {"grant": grant, "priced": prices is not None}
+        return {"grant": grant, "price_source": None if prices is None else prices.source}
 
     def says(self, *parts: str | Part, stop: StopReason | None = None, cost: str | None = "0.01") -> list[str]:
         """A request goes out, and the model answers so."""
@@ -625,7 +625,22 @@ def test_a_lost_attempt_owes_its_reservation() -> None:
     bench.crash()
     row = bench.last("usage.updated")
     assert (row.provider, row.model, row.cost, row.estimated) == ("other", "two", Decimal("0.0051"), True)
-    assert row.usage.output_tokens == 500
+    assert (row.usage.output_tokens, row.price_source) == (500, "given")
+
+
+def test_a_parked_agent_that_is_stopped_owes_what_it_left_open() -> None:
+    """Nobody will report on it, and it may be forgotten next: what it has cost must not go with it."""
+    bench = Bench()
+    bench.send()
+    bench.ready(max_output_tokens=500)
+    bench.give(Crashed(error_type="RuntimeError", error="boom"))
+    bench.give(Park(restarts=5, reason="it crashed"))
+    assert bench.give(Stop(reason="forgotten")) == ["model.failed", "usage.updated", "model.discarded", "agent.stopped"]
+    assert bench.last("usage.updated").cost == Decimal("0.0051")
+    bench.give(Opened())
+    assert [event.type for event in bench.log].count("usage.updated") == 1
+    bench.says("done")
+    assert bench.end().status == "completed"
 
 
 # ---- the model fails

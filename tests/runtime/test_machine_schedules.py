@@ -850,7 +850,7 @@ class World:
             provider="test",
             model="one",
             grant=self.some_grant(prices),
-            priced=prices is not None,
+            price_source=None if prices is None else prices.source,
             estimated_tokens=size,
             context_window=self.window,
             compacting=None if plan is None else plan.compacted,

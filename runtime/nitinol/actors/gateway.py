@@ -363,7 +363,7 @@ class _Attempt:
                 provider=provider.name,
                 model=provider.model,
                 grant=grant,
-                priced=prices is not None,
+                price_source=None if prices is None else prices.source,
                 added=self.added,
                 removed=self.removed,
                 estimated_tokens=self.estimated_tokens,
