@@ -10,7 +10,7 @@ import os
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import replace
 
-from nitinol.errors import ConfigurationError, ContextOverflow, MissingKey, ProviderError
+from nitinol.errors import ContextOverflow, MissingKey, ProviderError
 from nitinol.http import Http
 from nitinol.provider import ModelInfo, ModelRequest, StreamPart
 from nitinol_providers import catalog, overflow
@@ -18,7 +18,7 @@ from nitinol_providers.anthropic_answer import MessagesAnswer
 from nitinol_providers.anthropic_models import abilities
 from nitinol_providers.anthropic_output import output
 from nitinol_providers.anthropic_request import PROVIDER, body, headers
-from nitinol_providers.endpoint import checked_url, endpoint, lowered
+from nitinol_providers.endpoint import check_options, checked_url, endpoint, lowered
 
 _URL = "https://api.anthropic.com"
 
@@ -61,8 +61,7 @@ class Anthropic:
         base_url: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        if not model.strip():
-            raise ConfigurationError("anthropic: the model's name is empty; write 'anthropic:claude-sonnet-4-6'")
+        check_options("anthropic", "anthropic:claude-sonnet-4-6", model, headers, api_key=api_key, base_url=base_url)
         url = base_url if base_url is not None else os.environ.get("ANTHROPIC_BASE_URL", "").strip() or _URL
         self.model = model
         self.base_url = checked_url(url, self.name)

@@ -15,7 +15,7 @@ from nitinol.provider import ModelRequest
 from nitinol.tool_spec import Tool
 from nitinol_providers.anthropic_models import abilities
 from nitinol_providers.anthropic_output import Output
-from nitinol_providers.chat_request import lower, note
+from nitinol_providers.chat_request import given, lower, note
 
 PROVIDER = "anthropic"
 MAX_TOKENS = 4096
@@ -24,6 +24,7 @@ VERSION, VERSION_WITH_SAMPLING = "2026-10-21", "2023-06-01"
 """The version of the API; and the last that takes a temperature."""
 
 _TOKENS = {"low": 2048, "medium": 8192, "high": 24576}
+_OF_ANSWERS = ("tools", "tool_choice", "thinking", "output_config", "output_format", "container", "mcp_servers")
 _LEAST_BUDGET = 1024
 _BREAKPOINTS = 4
 _PICTURES = {
@@ -53,7 +54,7 @@ def body(model: str, request: ModelRequest, output: Output | None) -> dict[str, 
     Of two limits of the answer the lower one holds.
     """
     request = request.replace(messages=_known(model, request.messages))
-    extra = {key: value for key, value in request.extra.items() if key not in ("betas", "max_tokens")}
+    extra = {key: value for key, value in given(request, _OF_ANSWERS).items() if key not in ("betas", "max_tokens")}
     made: dict[str, Any] = {"model": model, "messages": messages(request), "stream": True}
     if request.instructions and request.instructions.strip():
         made["system"] = [{"type": "text", "text": request.instructions}]

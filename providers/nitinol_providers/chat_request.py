@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from nitinol.messages import Audio, Document, Image, Media, Message, Native, Part, Text, Thinking, ToolAnswer, ToolCall
@@ -18,6 +18,7 @@ _SOUND = {"audio/wav": "wav", "audio/x-wav": "wav", "audio/wave": "wav", "audio/
 _TOKENS = {"low": 2048, "medium": 8192, "high": 24576}
 _LONGEST_ID = 40
 """OpenAI's limit; another server's ids, and ours, may be longer."""
+_OF_ANSWERS = ("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call", "response_format")
 _NO_NAME = re.compile(r"[^a-zA-Z0-9_-]")
 _LETTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
@@ -44,7 +45,7 @@ def body(vendor: Vendor, model: str, request: ModelRequest) -> dict[str, Any]:
     if request.output_schema is not None and vendor.output == "json_schema":
         schema = {"name": "output", "schema": request.output_schema}
         made["response_format"] = {"type": "json_schema", "json_schema": schema}
-    extra = dict(request.extra)
+    extra = given(request, _OF_ANSWERS)
     limits = [name for name in ("max_tokens", "max_completion_tokens") if extra.get(name) is not None]
     for name in limits:
         extra[name] = lower(request.max_output_tokens, extra[name])
@@ -187,6 +188,11 @@ def schema_words(schema: Mapping[str, Any]) -> str:
     """A word to the model about its answer, where the API takes no such schema."""
     written = json.dumps(schema, ensure_ascii=False, default=dict)
     return f"Your final answer is JSON alone, and follows this JSON schema: {written}"
+
+
+def given(request: ModelRequest, of_answers: Collection[str]) -> dict[str, Any]:
+    """The caller's `extra`. A summary goes without what an answer must be or call, which has no tools and another shape."""
+    return {k: v for k, v in request.extra.items() if request.purpose == "answer" or k not in of_answers}
 
 
 def lower(limit: int | None, given: Any) -> Any:

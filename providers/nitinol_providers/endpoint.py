@@ -6,7 +6,7 @@ import os
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
 
 from nitinol.errors import ConfigurationError, MissingKey, ProviderError
@@ -92,6 +92,22 @@ def endpoint(base_url: str, path: str, headers: Mapping[str, str], *, query: str
     parts = urlsplit(base_url)
     query = "&".join(filter(None, [parts.query, query]))
     return Endpoint(base_url, parts._replace(path=parts.path.rstrip("/") + path, query=query).geturl(), headers)
+
+
+def check_options(provider: str, example: str, model: object, headers: object, **texts: object) -> None:
+    """Raise `ConfigurationError` where a provider's option is not what it must be. What was given is not shown: it may be a key."""
+    for option, value in {"model": model, **texts}.items():
+        if value is not None and not isinstance(value, str):
+            raise ConfigurationError(f"{provider}: {option}= must be a str, not {type(value).__name__}")
+    if not isinstance(model, str) or not model.strip():
+        raise ConfigurationError(f"{provider}: the model's name is empty; write for instance {example!r}")
+    if headers is not None and not isinstance(headers, Mapping):
+        raise ConfigurationError(f"{provider}: headers= must be a dict, not {type(headers).__name__}")
+    for header, value in cast("Mapping[object, object]", headers or {}).items():
+        if not isinstance(header, str) or not isinstance(value, str):
+            raise ConfigurationError(
+                f"{provider}: headers= must hold a str for each name; {header!r} has a {type(value).__name__}"
+            )
 
 
 def lowered(headers: Mapping[str, str] | None) -> dict[str, str]:

@@ -10,11 +10,11 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from urllib.parse import quote
 
-from nitinol.errors import ConfigurationError, MissingKey, ProviderError
+from nitinol.errors import MissingKey, ProviderError
 from nitinol.http import Http
 from nitinol.provider import ModelInfo, ModelRequest, StreamPart
 from nitinol_providers import catalog
-from nitinol_providers.endpoint import checked_url, endpoint, lowered
+from nitinol_providers.endpoint import check_options, checked_url, endpoint, lowered
 from nitinol_providers.gemini_answer import GeminiAnswer, classify, retry_delay
 from nitinol_providers.gemini_request import NAME, body
 
@@ -52,8 +52,7 @@ class Gemini:
         base_url: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        if not model.strip():
-            raise ConfigurationError("gemini: the model's name is empty; write for instance 'gemini:gemini-2.5-pro'")
+        check_options("gemini", "gemini:gemini-2.5-pro", model, headers, api_key=api_key, base_url=base_url)
         given = base_url if base_url is not None else os.environ.get("GOOGLE_GEMINI_BASE_URL", "").strip()
         key = (
             api_key

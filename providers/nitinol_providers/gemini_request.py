@@ -11,7 +11,7 @@ from typing import Any, cast
 from nitinol.messages import Audio, Document, Image, Media, Message, Native, Text, Thinking, ToolAnswer, ToolCall
 from nitinol.provider import ModelRequest
 from nitinol.provider import Thinking as ThinkingOption
-from nitinol_providers.chat_request import lower, note
+from nitinol_providers.chat_request import given, lower, note
 
 NAME = "gemini"
 UNSIGNED = "skip_thought_signature_validator"
@@ -34,6 +34,7 @@ ABOUT = frozenset(
 
 _BEFORE_3 = re.compile(r"(?:models/)?(?:gemini-(?:1|2|exp|pro-vision)\b|gemma|learnlm)")
 _TOKENS = {"low": 2048, "medium": 8192, "high": 24576}
+_OF_ANSWERS = ("tools", "toolConfig", "tool_config")
 _ALIKE = {"image/jpg": "image/jpeg", "audio/x-wav": "audio/wav", "audio/wave": "audio/wav", "audio/x-m4a": "audio/m4a"}
 _IN_ANSWERS = frozenset(("application/pdf", "image/png", "image/jpeg", "image/webp"))
 _SOUND = "aac aiff flac m4a mp3 mp4 mpeg mpga ogg opus pcm wav webm x-aac"
@@ -47,7 +48,9 @@ def body(model: str, request: ModelRequest) -> dict[str, Any]:
 
     Of two limits of the answer the lower one holds.
     """
-    extra = dict(request.extra)
+    extra = given(request, _OF_ANSWERS)
+    if request.purpose == "compact" and isinstance(extra.get("generationConfig"), Mapping):
+        extra["generationConfig"] = {k: v for k, v in extra["generationConfig"].items() if not k.startswith("response")}
     tools: list[Any] = (
         [{"functionDeclarations": [_declaration(tool) for tool in request.tools]}] if request.tools else []
     )

@@ -18,7 +18,7 @@ from nitinol.errors import ConfigurationError
 from nitinol.http import Http
 from nitinol.provider import ModelInfo, ModelRequest, StreamPart
 from nitinol_providers import catalog
-from nitinol_providers.endpoint import authorization, checked_url, endpoint, lowered
+from nitinol_providers.endpoint import authorization, check_options, checked_url, endpoint, lowered
 from nitinol_providers.overflow import classify
 from nitinol_providers.responses_answer import ResponsesAnswer
 from nitinol_providers.responses_request import DIALECTS, OPENAI, body
@@ -60,8 +60,14 @@ class OpenAI:
         project: str | None = None,
         name: str = "openai",
     ) -> None:
-        if not model.strip():
-            raise ConfigurationError(f"{name}: the model's name is empty; write for instance '{name}:gpt-5.4'")
+        texts = {
+            "api_key": api_key,
+            "base_url": base_url,
+            "organization": organization,
+            "project": project,
+            "name": name,
+        }
+        check_options(str(name), f"{name}:gpt-5.4", model, headers, **texts)
         if name not in DIALECTS and base_url is None:
             raise ConfigurationError(f"{name!r} is no known vendor ({', '.join(sorted(DIALECTS))}); give base_url=")
         dialect = DIALECTS.get(name) or replace(OPENAI, name=name, key_variable=None, catalog=None)

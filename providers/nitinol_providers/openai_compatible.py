@@ -25,7 +25,7 @@ from nitinol.provider import ModelInfo, ModelRequest, Provider, StreamPart
 from nitinol_providers import catalog
 from nitinol_providers.chat_answer import ChatAnswer
 from nitinol_providers.chat_request import body
-from nitinol_providers.endpoint import authorization, checked_url, endpoint, lowered
+from nitinol_providers.endpoint import authorization, check_options, checked_url, endpoint, lowered
 from nitinol_providers.overflow import classify
 from nitinol_providers.vendors import VENDORS, base_url_of
 
@@ -56,8 +56,7 @@ class OpenAICompatible:
         api_key: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        if not model.strip():
-            raise ConfigurationError(f"{name}: the model's name is empty; write for instance '{name}:llama3.2'")
+        check_options(str(name), f"{name}:llama3.2", model, headers, name=name, base_url=base_url, api_key=api_key)
         if name not in VENDORS and base_url is None:
             raise ConfigurationError(f"{name!r} is no known vendor ({', '.join(sorted(VENDORS))}); give base_url=")
         vendor = VENDORS.get(name) or replace(VENDORS["openai-compatible"], name=name, key_variable=None)

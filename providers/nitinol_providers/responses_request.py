@@ -19,6 +19,7 @@ from nitinol_providers.chat_request import (
     arguments_text,
     document_text,
     effort,
+    given,
     known_name,
     lower,
     note,
@@ -29,6 +30,7 @@ from nitinol_providers.strict_schema import rooted, strict
 
 ENCRYPTED = "reasoning.encrypted_content"
 _LONGEST_ID = 64
+_OF_ANSWERS = ("tools", "tool_choice", "parallel_tool_calls", "max_tool_calls", "text")
 _CALLERS = ("direct", "programmatic")
 _OFFICE = (
     "application/pdf",
@@ -126,7 +128,7 @@ def body(dialect: Dialect, model: str, request: ModelRequest) -> dict[str, Any]:
     if request.cache and request.key:
         # A hash: a key may be long, and may name a person.
         made["prompt_cache_key"] = f"nitinol-{hashlib.sha256(request.key.encode('utf-8', 'replace')).hexdigest()[:40]}"
-    for name, value in request.extra.items():
+    for name, value in given(request, _OF_ANSWERS).items():
         made[name] = _merged(name, made.get(name), value)
     return made
 

@@ -36,7 +36,7 @@ def error_type(status: int) -> type[ProviderError]:
         return errors.Overloaded
     if status == 408 or status >= 500:
         return errors.ServerError
-    if status >= 400:
+    if status >= 300:
         return errors.InvalidRequest
     return MalformedResponse
 
@@ -101,6 +101,11 @@ def is_read(name: str) -> bool:
 
 def status_error(status: int, headers: Mapping[str, str], body: bytes, classify: Classify | None) -> ProviderError:
     """The error of an answer whose status is one. `headers` are the answer's, in any case that `in` and `[]` take."""
+    if 300 <= status < 400:  # to follow it would take the key to whoever answers there
+        where = without_secrets(headers["location"]) if "location" in headers else "another address"
+        return error_type(status)(
+            f"HTTP {status}: the server points to {where}, which is not followed; check base_url="
+        )
     cls = (classify(status, body.decode("utf-8", "replace")) if classify else None) or error_type(status)
     return cls(f"HTTP {status}: {error_message(body) or cls.summary}", retry_after=_retry_after(headers, status))
 

@@ -107,3 +107,23 @@ def test_a_key_that_the_end_of_a_message_has_cut_is_hidden_too() -> None:
 
 def test_a_key_that_another_begins_with_leaves_nothing_of_it() -> None:
     assert redact("sk-0123-4567", {"x-key": "sk-0123", "authorization": "Bearer sk-0123-4567"}) == "[key]"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"model": 7}, "model= must be a str, not int"),
+        ({"model": " "}, "the model's name is empty"),
+        ({"api_key": ["sk-secret"]}, "api_key= must be a str, not list"),
+        ({"base_url": 8080}, "base_url= must be a str, not int"),
+        ({"headers": ["x-team: a"]}, "headers= must be a dict, not list"),
+        ({"headers": {"authorization": b"Bearer sk-secret"}}, "'authorization' has a bytes"),
+    ],
+)
+@pytest.mark.parametrize("make", MAKERS)
+def test_an_option_of_a_wrong_type_is_named(make: Callable[..., Any], options: dict[str, Any], says: str) -> None:
+    """And is not shown, for it may be a key."""
+    with pytest.raises(errors.ConfigurationError) as caught:
+        make(**{"model": "m", "api_key": "k", **options})
+    assert says in str(caught.value)
+    assert "secret" not in str(caught.value)

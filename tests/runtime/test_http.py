@@ -318,7 +318,6 @@ class TestErrors:
             (503, errors.Overloaded),
             (504, errors.ServerError),
             (529, errors.Overloaded),
-            (302, errors.MalformedResponse),
         ],
     )
     def test_a_status_is_a_type(self, transport: Transport, status: int, kind: type[ProviderError]) -> None:
@@ -326,6 +325,15 @@ class TestErrors:
         assert type(error) is kind
         assert str(error).startswith(f"HTTP {status}: why")
         assert (error.status_code, error.request_id) == (status, "req-7")
+
+    def test_a_redirect_is_not_followed(self, transport: Transport) -> None:
+        """It would take the key elsewhere; nor is it tried again. Where it points to is shown without its secrets."""
+        error = failure(transport, answer(302, location="https://me:word@example.org/v1?key=word"))
+        assert type(error) is errors.InvalidRequest
+        assert (
+            str(error)
+            == "HTTP 302: the server points to https://example.org/v1, which is not followed; check base_url="
+        )
 
     @pytest.mark.parametrize("status", [404, 405])
     def test_where_nothing_is_the_address_is_named(self, transport: Transport, status: int) -> None:
