@@ -47,7 +47,8 @@ class Compaction:
                 raise ValueError(f"Compaction({name}={value!r}) must be a whole number, zero or more")
         if self.fallback not in ("truncate", None):
             raise ValueError(f"Compaction(fallback={self.fallback!r}) must be 'truncate' or None")
-        if not isinstance(self.deadline, (int, float)) or not 0 < self.deadline < math.inf:  # pyright: ignore[reportUnnecessaryIsInstance]
+        number = isinstance(self.deadline, (int, float)) and not isinstance(self.deadline, bool)  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not number or not 0 < self.deadline < math.inf:
             raise ValueError(f"Compaction(deadline={self.deadline!r}) must be more than 0 seconds")
 
 
@@ -55,30 +56,31 @@ class Compaction:
 
 
 def estimate_tokens(message: Message) -> int:
-    """A rough count of a message's tokens: four bytes to a token, 1,500 tokens to a picture."""
+    """A rough count of a message's tokens: four letters to a token, one of Chinese, 1,500 tokens to a picture."""
     size = 16
     for part in message.parts:
         match part.type:
             case "text" | "thinking":
-                size += _bytes(part.text)
+                size += _quarters(part.text)
             case "tool_call":
                 size += (
                     len(part.name)
                     + len(part.malformed or "")
-                    + sum(len(k) + _bytes(str(v)) for k, v in part.arguments.items())
+                    + sum(len(k) + _quarters(str(v)) for k, v in part.arguments.items())
                 )
             case "tool_answer":
-                size += _bytes(part.text) + sum(_media(media) for media in part.media)
+                size += _quarters(part.text) + sum(_media(media) for media in part.media)
             case "native":
-                size += _bytes(part.text) + len(str(part.data))
+                size += _quarters(part.text) + len(str(part.data))
             case _:
                 size += _media(part)
     return size // 4
 
 
-def _bytes(text: str) -> int:
-    # A tokenizer makes as many tokens of three bytes of Chinese as of three or four of English.
-    return len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
+def _quarters(text: str) -> int:
+    """Of tokens."""
+    # A tokenizer makes about a token of four letters of English, two of Cyrillic, or one of Chinese.
+    return len(text) if text.isascii() else (3 * len(text.encode("utf-8", "replace")) - len(text)) // 2
 
 
 def _media(media: Media) -> int:
@@ -419,7 +421,7 @@ def summary_prompt(transcript: Sequence[Message], now: Compacted, planned: Compa
     ask = f"Write the handoff notes of this conversation: a summary of at most {words} words, with the six headings."
     most = max(room * 4 - len(ask) - len(INSTRUCTIONS) - 100, 400)
     notes = _within(f"(notes of what was said before)\n{now.handoff}\n\n", most // 2) if now.handoff else ""
-    said = "\n\n".join(_fitted(told, most - _bytes(notes)))
+    said = "\n\n".join(_fitted(told, most - _quarters(notes)))
     return f"<conversation>\n{notes}{said}\n</conversation>\n\n{ask}"
 
 
@@ -444,10 +446,10 @@ def _told(message: Message) -> Iterator[str]:
 
 
 def _fitted(told: list[str], most: int) -> list[str]:
-    """Pieces with so many bytes together: the longest are clipped to one length, and the oldest go if that is too short."""
+    """Pieces of so many quarters of tokens together: the longest are clipped to one length; the oldest go if that is too short."""
     least = 80
     told = told[-max(most // least, 1) :]
-    sizes = sorted(_bytes(piece) + 2 for piece in told)
+    sizes = sorted(_quarters(piece) + 2 for piece in told)
     total, longest = 0, most
     for index, size in enumerate(sizes):
         share = (most - total) // (len(sizes) - index)
@@ -459,16 +461,16 @@ def _fitted(told: list[str], most: int) -> list[str]:
 
 
 def _within(text: str, most: int) -> str:
-    """A text of so many bytes at most."""
-    size = _bytes(text)
+    """A text of so many quarters of tokens at most."""
+    size = _quarters(text)
     if size <= most:
         return text
     fair = max(most * len(text) // size, 1)
     note = 80  # that something is left out takes room, too
     short = clipped(text, fair - note) if fair > 2 * note else text[:fair]
-    return (
-        short if _bytes(short) <= most else short.encode("utf-8", "replace")[: max(most, 0)].decode("utf-8", "ignore")
-    )
+    if _quarters(short) <= most:
+        return short
+    return short.encode("utf-8", "replace")[: max(most * 2 // 3, 0)].decode("utf-8", "ignore")
 
 
 __all__ = [

@@ -257,7 +257,8 @@ def test_everything_counts() -> None:
     assert size(Document(data=b"x" * 4000, media_type="text/plain")) == 1000
     assert size(Document(data=b"x" * 4000, media_type="application/pdf")) == 1500
     assert size(Native(data={"n": "x" * 100}, text="y" * 100)) > 50
-    assert size(Text("長" * 400)) == 300
+    assert size(Text("長" * 400)) == 400
+    assert size(Text("д" * 400)) == 250
     assert size(Text("\ud800" * 400)) == 100
 
 
@@ -283,6 +284,14 @@ def test_a_question_fits_and_names_what_it_left_out() -> None:
     assert "END\n\nassistant: It is the blue door." in prompt
     assert "secret" not in prompt
     assert "And now?" not in prompt
+
+
+@pytest.mark.parametrize("letter", ["a", "д", "長", "🙂", "a長"])
+def test_a_question_fits_in_every_script(letter: str) -> None:
+    """Letters are not bytes, and neither are tokens."""
+    transcript = [Message(role="user", parts=(Text(letter * 9000),)), Message(role="user", parts=(Text(letter * 90),))]
+    prompt = summary_prompt(transcript, NOTHING_COMPACTED, Compacted(hidden=2), 2000)
+    assert 1000 <= estimate_tokens(Message(role="user", parts=(Text(prompt),))) <= 2000
 
 
 def test_the_properties_saw_every_tier() -> None:
