@@ -6,20 +6,20 @@ should be in flight; their outcomes are inputs again. Recovery is not a special 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from typing import Any, Literal, TypeAlias, TypeVar, cast
+from typing import Any, Literal, TypeAlias
 
 import pydantic
 
 from nitinol import events as ev
-from nitinol.agent import Agent, model_name, parse_output
+from nitinol.agent import Agent, parse_output
 from nitinol.budget import Refusal
-from nitinol.compaction import DEFAULT_WINDOW, Compaction, Plan, going, handoff_of, plan, size_of, truncated
+from nitinol.compaction import DEFAULT_WINDOW, Compaction, Plan, handoff_of, plan, size_of
+from nitinol.decision import Decision
 from nitinol.errors import AgentBusy, AlreadyResolved, ConfigurationError, NotFound
 from nitinol.inputs import (
     Add,
@@ -45,34 +45,18 @@ from nitinol.inputs import (
     TooLong,
     Warn,
 )
-from nitinol.messages import (
-    Compacted,
-    InputMode,
-    Message,
-    Outcome,
-    Part,
-    RunStatus,
-    StopReason,
-    Text,
-    ToolAnswer,
-    ToolCall,
-)
-from nitinol.state import AgentState, CallState, PendingInput, RunState, later
-from nitinol.tool_spec import Approval
-from nitinol.usage import NO_USAGE, Usage
+from nitinol.messages import Compacted, Message, Part, StopReason, Text, ToolCall
+from nitinol.state import AgentState, CallState, RunState, later
+from nitinol.usage import NO_USAGE
 
 GRACE = 2.0
 """Seconds that calls in flight have to end after a cancel; then they are `uncertain`."""
 MAX_CALLS = 128
 """Calls of one answer that run. A model decides how many it asks for; a turn of thousands would keep others waiting."""
-LOOP = 3
-"""Turns that call the same and get the same, in a row or by turns with one other, after which the model is told; after as many more the run ends."""
 FULL = 0.98
 """How much of a window request and answer fill when the answer was cut off by its end: servers count a little apart."""
 MAX_RECOVERIES = 2
 """A run that was open at work in more deaths than this is sealed."""
-
-E = TypeVar("E", bound=ev.EventBase)
 
 # ---- effects: what should be in flight
 
@@ -269,359 +253,12 @@ def decide(state: AgentState, input: Input, now: int) -> list[ev.Event]:
 
 def step(state: AgentState, input: Input, now: int) -> tuple[list[ev.Event], AgentState]:
     """As `decide`, with the state after the events: the same as folding them."""
-    decision = _Decision(state, now)
+    decision = Decision(state, now)
     _DECIDE[type(input)](decision, input)
     return decision.events, decision.state if decision.events else state
 
 
-class _Decision:
-    """Events as they are decided, and the draft state that already contains them."""
-
-    def __init__(self, state: AgentState, now: int) -> None:
-        self.state = state.copy()
-        self.now = now
-        self.events: list[ev.Event] = []
-
-    @property
-    def run(self) -> RunState:
-        assert self.state.run is not None
-        return self.state.run
-
-    @property
-    def agent(self) -> Agent[Any]:
-        assert self.state.definition is not None
-        return self.state.definition
-
-    def emit(self, event_class: type[E], /, *, attempt: int = 0, call_id: str | None = None, **payload: Any) -> E:
-        """An event of the run in progress, or of the agent where there is none."""
-        run = self.state.run
-        if run is not None and payload.get("run_id", run.run_id) == run.run_id:
-            payload.update(run_id=run.run_id, parent_run_id=run.parent_run_id, root_run_id=run.root_run_id)
-            payload.setdefault("turn", run.turn)
-        seq = self.state.seq + 1
-        payload.setdefault("incarnation", self.state.incarnation)
-        event = event_class(
-            id=f"{self.state.key}#{seq}",
-            seq=seq,
-            ts=self.now,
-            agent=self.state.agent,
-            key=self.state.key,
-            attempt=attempt,
-            call_id=call_id,
-            **payload,
-        )
-        self.state.absorb(event)
-        self.events.append(cast("ev.Event", event))
-        return event
-
-    # -- the life of a run
-
-    def adopt_definition(self) -> None:
-        """Between runs: a changed definition takes over."""
-        if self.state.next_definition is not None:
-            self.state.definition, self.state.next_definition = self.state.next_definition, None
-
-    def start_next(self) -> None:
-        """Start the first queued run, if the agent is free."""
-        state = self.state
-        if state.run is None:
-            self.adopt_definition()
-        if state.run is not None or not state.queue or state.definition is None or state.stopped or state.parked:
-            return
-        queued = state.queue[0]
-        budget = queued.budget or self.agent.budget
-        self.emit(
-            ev.RunStarted,
-            run_id=queued.run_id,
-            parent_run_id=queued.parent_run_id,
-            root_run_id=queued.root_run_id,
-            model=state.model or model_name(self.agent.model),
-            deadline=self.agent.deadline,
-            definition=self.agent.digest,
-            budget=None if budget is None else budget.to_json(),
-        )
-        for message in queued.history:
-            self.emit(ev.MessageAppended, message=message)
-        if queued.prompt is not None:
-            self.emit(ev.MessageAppended, message=queued.prompt)
-        self.next_turn()
-
-    def next_turn(self, *inputs: PendingInput, called: str = "") -> None:
-        """Begin a turn with these inputs and the steers, unless a limit says no. Every call before is answered.
-
-        Args:
-            called: The first tool of the turn that has ended, if it called any.
-        """
-        run, agent = self.run, self.agent
-        due = run.due()
-        if due is not None and self.now >= due:
-            return self.finish("deadline_exceeded", f"the deadline of {run.deadline:g} s has passed")
-        if run.turn >= agent.max_turns:
-            return self.finish("max_turns", f"the run took {run.turn} turns; max_turns={agent.max_turns}")
-        if called and not self.pending("steer") and self.goes_in_circles(called):
-            return  # what a user has said meanwhile may lead out of it, and is heard first
-        for item in self.state.inputs:  # in the order of their acceptance
-            if item not in inputs and (item.run_id != run.run_id or item.mode != "steer"):
-                continue
-            self.emit(ev.InputDelivered, input_id=item.input_id)
-            self.emit(ev.MessageAppended, message=item.prompt)
-        self.emit(
-            ev.TurnStarted,
-            turn=run.turn + 1,
-            message_count=len(self.state.transcript),
-            estimated_tokens=self.state.estimated_tokens,
-        )
-
-    def pending(self, mode: InputMode) -> list[PendingInput]:
-        """This run's undelivered inputs of a mode."""
-        return [item for item in self.state.inputs if item.run_id == self.run.run_id and item.mode == mode]
-
-    def finish(
-        self, status: RunStatus, error: str | None = None, *, error_type: str | None = None, text: str | None = None
-    ) -> None:
-        """The one end of a run; then the next one starts."""
-        run = self.run
-        for item in self.state.inputs:
-            if item.run_id == run.run_id:
-                self.emit(ev.InputDropped, input_id=item.input_id, reason=f"the run ended {status}")
-        self.emit(
-            ev.RunFinished,
-            status=status,
-            text=text or run.text,
-            turns=run.turn,
-            usage=run.usage,
-            cost=run.cost,
-            duration=max(self.now - run.started_at, 0) / 1e9,
-            error=error,
-            error_type=error_type,
-        )
-        self.start_next()
-
-    def end(self, by: str, status: RunStatus, reason: str | None) -> None:
-        """End the run early: at once if nothing is in flight, else when it is settled or the grace is over."""
-        if self.run.ending is not None:
-            return
-        self.emit(ev.RunCancelling, by=by, status=status, reason=reason)
-        self.settle(force=self.state.parked)  # nobody would see what a parked agent's effects come to
-
-    def settle(self, force: bool = False, text: str | None = None) -> None:
-        """While ending: answer what has not started, and finish once nothing is in flight."""
-        run = self.run
-        assert run.ending is not None
-        for call in run.calls:
-            if call.stage in ("proposed", "waiting", "approval"):
-                self.answer(call, "cancelled", "The call was cancelled before it started.")
-            elif call.stage == "running" and force:
-                self.answer(
-                    call, "uncertain", "The call was cancelled while it ran; whether it took effect is not known."
-                )
-        if run.attempt_open and force:
-            self.charge_lost_attempt("cancelled")
-        if run.attempt_open or any(call.stage != "done" for call in run.calls):
-            return
-        self.collect()
-        self.finish(run.ending, run.ending_reason, text=text)
-
-    # -- tool calls
-
-    def request(self, call: CallState, blocked: str | None = None) -> None:
-        """Pin a call, and refuse it at once where it cannot run, or a hook has blocked it."""
-        wanted = call.call
-        tool = self.agent.tool(wanted.name)
-        call_id = wanted.call_id
-        self.emit(
-            ev.ToolRequested,
-            call_id=call_id,
-            name=wanted.name,
-            arguments=dict(wanted.arguments),
-            idempotency_key=f"{self.run.run_id}/{self.run.turn}/{call_id}",
-            tool_hash=tool.digest if tool is not None else "",
-        )
-        if blocked is not None:
-            self.answer(call, "blocked", f"The call was blocked: {blocked}")
-        elif wanted.malformed is not None:
-            self.answer(
-                call,
-                "error",
-                f"The arguments are not a JSON object: {wanted.malformed[:200]!r}. Call {wanted.name!r} again.",
-            )
-        elif tool is None:
-            known = ", ".join(tool.name for tool in self.agent.tools) or "none"
-            self.answer(call, "error", f"There is no tool {wanted.name!r}. The tools are: {known}.")
-        elif tool.approval is not None and (wrong := tool.misfit(wanted.arguments)) is not None:
-            self.answer(call, "error", wrong)  # nobody should be asked about a call that cannot run
-        elif tool.approval is not None:
-            self.ask_approval(call, tool.approval, tool.digest)
-
-    def ask_approval(self, call: CallState, approval: Approval, tool_hash: str) -> None:
-        """The call waits for a person, and the run with it."""
-        expires = None if approval.timeout is None else later(self.now, approval.timeout)
-        self.emit(
-            ev.ApprovalRequested, call_id=call.call.call_id, name=call.call.name, arguments=dict(call.call.arguments),
-            expires_at=expires, tool_hash=tool_hash,
-        )  # fmt: skip
-        if self.run.paused_at is None:
-            self.emit(ev.RunPaused, reason="approval")
-
-    def answer(self, call: CallState, outcome: Outcome, text: str, done: Done | None = None) -> None:
-        """The one answer of a call."""
-        failed = outcome != "ok"
-        self.emit(
-            ev.ToolFinished,
-            call_id=call.call.call_id,
-            name=call.call.name,
-            outcome=outcome,
-            text=text,
-            data=done.data if done else None,
-            error=(done.error if done and done.error else text) if failed else None,
-            duration=done.duration if done else 0.0,
-            media=done.media if done else (),
-        )
-
-    def after_answer(self) -> None:
-        """A call was answered: is the turn over?"""
-        run = self.run
-        if run.ending is not None:
-            return self.settle()
-        if run.paused_at is not None and not any(call.stage == "approval" for call in run.calls):
-            self.emit(ev.RunResumed, reason="approval", recoveries=run.recoveries)
-        if all(call.stage == "done" for call in run.calls):
-            name = run.calls[0].call.name if run.calls else ""
-            self.collect()
-            self.next_turn(called=name)
-
-    def goes_in_circles(self, name: str) -> bool:
-        """Whether the run ends because it does the same again and again; before that, the model is told."""
-        run = self.run
-        again = [index for index, echo in enumerate(run.echoes) if echo == run.echoes[-1]][-LOOP:]
-        # So often the same, with one other thing between at most: nothing new has come of so many turns.
-        if len(again) < LOOP or len(set(run.echoes[again[0] :])) > 2:
-            return False
-        if run.nudged:
-            self.emit(ev.LoopDetected, name=name, count=2 * LOOP, action="stop")
-            self.finish("loop_detected", f"{name!r} was called again and again, with the same arguments and result")
-            return True
-        self.emit(ev.LoopDetected, name=name, count=LOOP, action="nudge")
-        nudge = (
-            f"You have called {name!r} {LOOP} times with the same arguments, and each time the result was the same. "
-            "Do something else, or answer with what you have: if this goes on, the run ends."
-        )
-        self.emit(ev.MessageAppended, message=Message(role="user", parts=(Text(nudge),)))
-        return False
-
-    def collect(self) -> None:
-        """All calls of the turn are answered: their answers enter the transcript in call order."""
-        run = self.run
-        if not run.calls:
-            return
-        answers = tuple(
-            ToolAnswer(
-                call_id=call.call.call_id,
-                name=call.call.name,
-                text=call.text,
-                error=call.outcome != "ok",
-                media=call.media,
-            )
-            for call in run.calls
-        )
-        count = len(run.calls)
-        self.emit(ev.MessageAppended, message=Message(role="tool", parts=answers))
-        self.emit(ev.TurnFinished, stop_reason=run.stop_reason, tool_calls=count, echo=_echo(run.calls))
-
-    # -- context
-
-    def compact(self, then: Compacted, fallback: Literal["truncate"] | None = None) -> None:
-        """From here on the view leaves this out."""
-        state = self.state
-        gone = going(state.transcript, state.compacted, then)
-        self.emit(
-            ev.ContextCompacted,
-            tokens_before=state.gauge.tokens(state.estimated_tokens),
-            tokens_after=state.gauge.tokens(size_of(state.transcript, then)),
-            removed=len(gone),
-            through=then.hidden - 1 if then.hidden > state.compacted.hidden else gone[-1],
-            fallback=fallback,
-            view=then,
-        )
-
-    def truncate(self, why: str) -> None:
-        """No summary came."""
-        run, policy = self.run, self.agent.compaction or Compaction()
-        assert run.compacting is not None
-        if policy.fallback is None:
-            return self.finish(
-                "failed", f"the conversation is too long, and no summary came: {why}; Compaction(fallback='truncate') goes on without one",
-                error_type="ContextOverflow",
-            )  # fmt: skip
-        self.compact(truncated(self.state.transcript, self.state.compacted, run.compacting), fallback="truncate")
-
-    def fall_back(self, attempt: int, model: str) -> bool:
-        """Go on with the next model, if there is one."""
-        run, agent = self.run, self.agent
-        if run.model_index + 1 >= len(agent.models):
-            return False
-        following = agent.models[run.model_index + 1]
-        self.emit(ev.ModelFallback, attempt=attempt, from_model=model, to_model=model_name(following))
-        return True
-
-    # -- money
-
-    def charge(
-        self,
-        provider: str,
-        model: str,
-        usage: Usage,
-        cost: Decimal | None,
-        source: str | None,
-        attempt: int,
-        estimated: bool,
-    ) -> None:
-        """One row of the bill."""
-        run, state = self.run, self.state
-        before = state.accounts(self.now)
-        self.emit(
-            ev.UsageUpdated,
-            attempt=attempt,
-            provider=provider,
-            model=model,
-            usage=usage,
-            cost=cost,
-            estimated=estimated,
-            price_source=source,
-            run_usage=run.usage + usage,
-            run_cost=_plus(run.cost, cost),
-            agent_usage=state.usage + usage,
-            agent_cost=_plus(state.cost, cost),
-        )
-        for scope in run.scopes:
-            self.emit(ev.BudgetSettled, attempt=attempt, scope=scope, amount=cost, tokens=usage.total_tokens)
-        for old, new in zip(before, state.accounts(self.now), strict=True):
-            fraction = new.budget.passed(old.spent, new.spent)
-            if fraction is not None:
-                self.warn(new.scope, new.budget.limit, str(new.spent), fraction)
-
-    def warn(self, scope: str, limit: str, spent: str, fraction: float) -> None:
-        """A budget is nearly spent."""
-        self.emit(ev.BudgetWarning, scope=scope, limit=limit, spent=spent, fraction=fraction)
-
-    def charge_lost_attempt(self, why: str) -> None:
-        """Close an attempt that nobody will report on: its reservation is owed, as an estimate."""
-        run = self.run
-        self.emit(
-            ev.ModelFailed, attempt=run.attempt, error_type="Interrupted", error=f"the attempt was lost: {why}",
-            status_code=None, retry_after=None, request_id=None, retryable=True,
-        )  # fmt: skip
-        self.charge(
-            run.provider, run.model, run.reserved_usage, run.reserved, run.price_source, run.attempt, estimated=True
-        )
-        self.emit(ev.ModelDiscarded, attempt=run.attempt, characters=0)
-
-
-def _plus(total: Decimal | None, cost: Decimal | None) -> Decimal | None:
-    return None if total is None or cost is None else total + cost
-
-
-def _opened(d: _Decision, input: Opened) -> None:
+def _opened(d: Decision, input: Opened) -> None:
     if input.woken:
         return
     recovered, stopped = d.state.incarnation > 0, d.state.stopped
@@ -670,7 +307,7 @@ def _opened(d: _Decision, input: Opened) -> None:
         d.after_answer()
 
 
-def _drifted(d: _Decision) -> None:
+def _drifted(d: Decision) -> None:
     """The run began under another definition. What was pinned stays; what a person agreed to is asked anew, if it changed."""
     d.emit(ev.AgentConfigured, changes={"definition": d.agent.digest})
     for call in d.run.calls:
@@ -683,15 +320,15 @@ def _drifted(d: _Decision) -> None:
             d.ask_approval(call, tool.approval, tool.digest)
 
 
-def _crashed(d: _Decision, input: Crashed) -> None:
+def _crashed(d: Decision, input: Crashed) -> None:
     d.emit(ev.AgentCrashed, error_type=input.error_type, error=input.error)
 
 
-def _park(d: _Decision, input: Park) -> None:
+def _park(d: Decision, input: Park) -> None:
     d.emit(ev.AgentParked, restarts=input.restarts, reason=input.reason)
 
 
-def _send(d: _Decision, input: Send) -> None:
+def _send(d: Decision, input: Send) -> None:
     state = d.state
     if any(queued.run_id == input.run_id for queued in state.queue) or (state.run and state.run.run_id == input.run_id):
         return  # the same run_id is the same run
@@ -715,7 +352,7 @@ def _send(d: _Decision, input: Send) -> None:
     d.start_next()
 
 
-def _known(d: _Decision, run_id: str) -> Literal["open", "queued"]:
+def _known(d: Decision, run_id: str) -> Literal["open", "queued"]:
     if d.state.run is not None and d.state.run.run_id == run_id:
         return "open"
     if any(queued.run_id == run_id for queued in d.state.queue):
@@ -723,13 +360,13 @@ def _known(d: _Decision, run_id: str) -> Literal["open", "queued"]:
     raise AlreadyResolved(f"run {run_id!r} of {d.state.key!r} has ended")
 
 
-def _add(d: _Decision, input: Add) -> None:
+def _add(d: Decision, input: Add) -> None:
     if _known(d, input.run_id) == "open" and d.run.ending is not None:
         raise AlreadyResolved(f"run {input.run_id!r} of {d.state.key!r} is ending")
     d.emit(ev.InputQueued, run_id=input.run_id, input_id=input.input_id, mode=input.mode, prompt=input.prompt)
 
 
-def _cancel(d: _Decision, input: Cancel) -> None:
+def _cancel(d: Decision, input: Cancel) -> None:
     queued = next((queued for queued in d.state.queue if queued.run_id == input.run_id), None)
     if queued is None:
         if input.status != "cancelled" and (d.state.run is None or d.state.run.run_id != input.run_id):
@@ -750,7 +387,7 @@ def _cancel(d: _Decision, input: Cancel) -> None:
     )  # fmt: skip
 
 
-def _resolve(d: _Decision, input: Resolve) -> None:
+def _resolve(d: Decision, input: Resolve) -> None:
     if _known(d, input.run_id) == "queued":
         raise NotFound(f"run {input.run_id!r} has not started; it waits for no approval")
     call = d.run.call(input.call_id)
@@ -775,16 +412,16 @@ def _resolve(d: _Decision, input: Resolve) -> None:
     d.after_answer()
 
 
-def _look(d: _Decision, input: Look) -> None:
+def _look(d: Decision, input: Look) -> None:
     """No event."""
 
 
-def _reset(d: _Decision, input: Reset) -> None:
+def _reset(d: Decision, input: Reset) -> None:
     _refuse_if_open(d, "reset")
     d.emit(ev.ConversationReset)
 
 
-def _configure(d: _Decision, input: Configure) -> None:
+def _configure(d: Decision, input: Configure) -> None:
     if input.idle:
         _refuse_if_open(d, "set_model")
     d.emit(ev.AgentConfigured, changes=dict(input.changes), run_id=None)
@@ -793,21 +430,21 @@ def _configure(d: _Decision, input: Configure) -> None:
         d.adopt_definition()
 
 
-def _limit(d: _Decision, input: Limit) -> None:
+def _limit(d: Decision, input: Limit) -> None:
     if input.budget != d.state.budget:
         d.emit(ev.AgentConfigured, changes={"key_budget": json.dumps(input.budget.to_json())}, run_id=None)
 
 
-def _warn(d: _Decision, input: Warn) -> None:
+def _warn(d: Decision, input: Warn) -> None:
     d.warn(input.scope, input.limit, input.spent, input.fraction)
 
 
-def _refuse_if_open(d: _Decision, what: str) -> None:
+def _refuse_if_open(d: Decision, what: str) -> None:
     if d.state.run is not None or d.state.queue:
         raise AgentBusy(f"agent {d.state.key!r} has an open run; {what} needs an idle agent: wait for it, or cancel it")
 
 
-def _stop(d: _Decision, input: Stop) -> None:
+def _stop(d: Decision, input: Stop) -> None:
     if d.state.stopped:
         return
     if d.state.parked and d.state.run is not None and d.run.attempt_open:
@@ -815,12 +452,12 @@ def _stop(d: _Decision, input: Stop) -> None:
     d.emit(ev.AgentStopped, reason=input.reason)
 
 
-def _is_current(d: _Decision, input: AttemptReady | TooLong | Answered | Failed | Prepared | Granted | Done) -> bool:
+def _is_current(d: Decision, input: AttemptReady | TooLong | Answered | Failed | Prepared | Granted | Done) -> bool:
     run = d.state.run
     return run is not None and run.run_id == input.run_id and run.turn == input.turn
 
 
-def _is_next(d: _Decision, input: AttemptReady | TooLong) -> bool:
+def _is_next(d: Decision, input: AttemptReady | TooLong) -> bool:
     """Whether it is of the attempt that is to be made now."""
     run = d.state.run
     current = run is not None and _is_current(d, input) and run.asking and run.ending is None
@@ -829,7 +466,7 @@ def _is_next(d: _Decision, input: AttemptReady | TooLong) -> bool:
     return run is not None and current and not run.attempt_open and run.attempt + 1 == input.attempt
 
 
-def _too_long(d: _Decision, input: TooLong) -> None:
+def _too_long(d: Decision, input: TooLong) -> None:
     if not _is_next(d, input):
         return
     model = f"{input.provider}:{input.model}"
@@ -849,7 +486,7 @@ def _too_long(d: _Decision, input: TooLong) -> None:
     )
 
 
-def _attempt_ready(d: _Decision, input: AttemptReady) -> None:
+def _attempt_ready(d: Decision, input: AttemptReady) -> None:
     if not _is_next(d, input):
         return
     grant = input.grant
@@ -869,7 +506,7 @@ def _attempt_ready(d: _Decision, input: AttemptReady) -> None:
         )  # fmt: skip
 
 
-def _exceed(d: _Decision, refusal: Refusal) -> None:
+def _exceed(d: Decision, refusal: Refusal) -> None:
     """A budget does not hold the next request."""
     d.emit(
         ev.BudgetExceeded, scope=refusal.scope, limit=refusal.limit, spent=refusal.spent, needed=refusal.needed
@@ -881,7 +518,7 @@ def _exceed(d: _Decision, refusal: Refusal) -> None:
     )
 
 
-def _answered(d: _Decision, input: Answered) -> None:
+def _answered(d: Decision, input: Answered) -> None:
     if not _is_current(d, input) or not d.run.attempt_open or d.run.attempt != input.attempt:
         return
     response = input.response
@@ -927,7 +564,7 @@ def _answered(d: _Decision, input: Answered) -> None:
     d.finish("completed")
 
 
-def _summarised(d: _Decision, planned: Compacted, message: Message, stop_reason: StopReason) -> None:
+def _summarised(d: Decision, planned: Compacted, message: Message, stop_reason: StopReason) -> None:
     """The answer is the handoff that stands for the older messages, if it is one."""
     if d.run.ending is not None:
         return d.settle()
@@ -942,7 +579,7 @@ def _summarised(d: _Decision, planned: Compacted, message: Message, stop_reason:
     d.compact(then)
 
 
-def _is_cut_by_window(d: _Decision, input: Answered) -> bool:
+def _is_cut_by_window(d: Decision, input: Answered) -> bool:
     """Whether an answer ends where the model's window does, and a shorter view would leave room for more of it."""
     run, state, policy = d.run, d.state, d.agent.compaction
     cut = input.response.stop_reason == "max_tokens" and not input.estimated and run.context_window is not None
@@ -965,7 +602,7 @@ def _overflow(input: Answered, text: str) -> Failed:
     )  # fmt: skip
 
 
-def _cut_short(d: _Decision) -> None:
+def _cut_short(d: Decision) -> None:
     """An answer that a budget has cut short: no call in it runs, and what would follow has no money."""
     scope = d.run.capped or ""
     account = next((account for account in d.state.accounts(d.now) if account.scope == scope), None)
@@ -980,7 +617,7 @@ def _cut_short(d: _Decision) -> None:
     )
 
 
-def _begin_calls(d: _Decision) -> None:
+def _begin_calls(d: Decision) -> None:
     """The model asked for tools: pin each call, or leave it to the `before_tool` hooks (see `effects`)."""
     run, agent = d.run, d.agent
     if agent.max_tool_calls is not None and run.tool_calls > agent.max_tool_calls:
@@ -996,7 +633,7 @@ def _begin_calls(d: _Decision) -> None:
     d.after_answer()
 
 
-def _prepared(d: _Decision, input: Prepared) -> None:
+def _prepared(d: Decision, input: Prepared) -> None:
     if not _is_current(d, input) or d.run.ending is not None:
         return
     call = d.run.call(input.call_id)
@@ -1006,7 +643,7 @@ def _prepared(d: _Decision, input: Prepared) -> None:
     d.after_answer()
 
 
-def _granted(d: _Decision, input: Granted) -> None:
+def _granted(d: Decision, input: Granted) -> None:
     if not _is_current(d, input) or d.run.ending is not None:
         return
     call = d.run.call(input.call_id)
@@ -1026,7 +663,7 @@ def _granted(d: _Decision, input: Granted) -> None:
     )
 
 
-def _done(d: _Decision, input: Done) -> None:
+def _done(d: Decision, input: Done) -> None:
     if not _is_current(d, input):
         return
     call = d.run.call(input.call_id)
@@ -1038,7 +675,7 @@ def _done(d: _Decision, input: Done) -> None:
     d.after_answer()
 
 
-def _failed(d: _Decision, input: Failed) -> None:
+def _failed(d: Decision, input: Failed) -> None:
     if not _is_current(d, input) or not d.run.asking:
         return
     run, agent = d.run, d.agent
@@ -1084,7 +721,7 @@ def _failed(d: _Decision, input: Failed) -> None:
     d.finish("failed", input.error, error_type=input.error_type, text=input.text)
 
 
-def _tick(d: _Decision, input: Tick) -> None:
+def _tick(d: Decision, input: Tick) -> None:
     run = d.state.run
     if run is None or d.state.definition is None:
         return
@@ -1110,19 +747,6 @@ def _tick(d: _Decision, input: Tick) -> None:
             d.answer(call, "denied", "Nobody approved the call in time.")
     if expired:
         d.after_answer()
-
-
-def _echo(calls: Sequence[CallState]) -> str:
-    """What a turn did and what came of it: the same for the same tools, arguments and results, in whatever order."""
-    said: list[str] = []
-    for call in calls:
-        told = [call.call.name, call.call.arguments, call.call.malformed, call.outcome, call.text]
-        try:
-            said.append(json.dumps(told, sort_keys=True, default=repr))
-        except (TypeError, ValueError):  # a hook's arguments may be no JSON
-            said.append(repr(told))
-        said[-1] += "".join(hashlib.sha256(media.data or b"").hexdigest() + (media.url or "") for media in call.media)
-    return hashlib.sha256("\n".join(sorted(said)).encode("utf-8", "replace")).hexdigest()[:16]
 
 
 def _tidy(message: Message) -> Message:
