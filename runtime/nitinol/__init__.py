@@ -7,6 +7,7 @@ from nitinol import errors, events
 from nitinol.actors.actor import Down, LoopActor, ThreadActor
 from nitinol.actors.child_spec import ChildSpec, SupervisorSpec
 from nitinol.agent import Agent, AgentOptions
+from nitinol.agent_ref import AgentRef, AgentStatus
 from nitinol.budget import Budget
 from nitinol.child_ref import ChildRef, SupervisorRef
 from nitinol.compaction import Compaction
@@ -20,7 +21,7 @@ from nitinol.prices import Prices
 from nitinol.provider import Delta, ModelInfo, ModelRequest, ModelResponse, Provider
 from nitinol.result import RunResult, ToolCallRecord
 from nitinol.retry import Retry
-from nitinol.runtime import AgentRef, AgentStatus, Runtime, TreeNode
+from nitinol.runtime import Runtime, TreeNode
 from nitinol.tool_spec import Approval, Tool, ToolContext, ToolResult, tool
 from nitinol.usage import Usage
 

@@ -28,6 +28,7 @@ from nitinol import provider as providers
 from nitinol.actors.agent_actor import Cell, Crash
 from nitinol.actors.bus import Subscription
 from nitinol.actors.supervisor import Wake
+from nitinol.agent_ref import AgentRef
 from nitinol.env import Env
 from nitinol.errors import AgentDown, ConnectionFailed, ProviderError, ScriptExhausted, ScriptFailed
 from nitinol.http import Http
@@ -38,7 +39,6 @@ from nitinol.provider import Delta, ModelInfo, ModelRequest, ModelResponse, Stre
 from nitinol.recording import Recording as Recording
 from nitinol.recording import record as record
 from nitinol.result import RunResult
-from nitinol.runtime import AgentRef
 from nitinol.usage import Usage
 
 

@@ -24,13 +24,13 @@ from tests.simulation.troupe import Troupe
 from nitinol import Agent, Runtime, errors
 from nitinol import events as ev
 from nitinol.actors.agent_actor import Cell, Crash
+from nitinol.agent_ref import AgentRef
 from nitinol.env import Loop
 from nitinol.errors import NitinolError, StorageFailed
 from nitinol.handle import RunHandle
 from nitinol.journal.base import CRASH_POINTS, Journal
 from nitinol.journal.sqlite import SqliteJournal
 from nitinol.messages import Message
-from nitinol.runtime import AgentRef
 from nitinol.state import AgentState
 
 STORE = Path("/agents.db")
