@@ -1,178 +1,166 @@
-"""Circles: the same tool, the same arguments, the same result, again and again. First the model is told, then the run ends."""
+"""A model that does the same again and again is told so, and stopped if it goes on. parity: C4"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import count
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 from tests.logs_of import SOON, assert_valid, log_of
-from tests.runtime.test_machine_schedules import faults
 
-from nitinol import Agent, ModelRequest, Runtime, run, tool
-from nitinol.result import RunResult
-from nitinol.testing import Answer, Call, ScriptedProvider, call, crash
-
-clock = count()
+from nitinol import Agent, ModelRequest, RunResult, Runtime, run, tool
+from nitinol.testing import Answer, Call, ScriptedProvider, call, crash, gate
 
 
 @tool
-def look(a: int = 0, b: int = 0) -> str:
-    """Sees always the same."""
-    return f"seen {a} {b}"
+def same(x: int = 0) -> str:
+    """The same each time."""
+    return "nothing"
 
 
 @tool
-def poll() -> str:
-    """Sees something else each time."""
-    return f"tick {next(clock)}"
+def other(x: int = 0, y: int = 0) -> str:
+    """The same each time, too."""
+    return "nothing"
 
 
-@tool
-def edit(n: int) -> str:
-    """Changes something."""
-    return f"changed {n}"
+def polled() -> Any:
+    """A tool whose answer changes."""
+    asked = 0
+
+    @tool
+    def poll(job: str) -> str:
+        """Look how far it is."""
+        nonlocal asked
+        asked += 1
+        return f"{asked} % done"
+
+    return poll
 
 
-TOOLS = [look, poll, edit]
-Script = Callable[[int], "Call | Sequence[Call] | str"]
+S, T, POLL = call("same"), call("other"), call("poll", job="a")
 
 
-def walk(script: Script, **options: Any) -> tuple[RunResult[Any], list[Any], list[ModelRequest]]:
-    """A run whose `turn`-th answer the script gives; its result, its loop.detected events, and what the model was sent."""
+def steps(answers: Iterable[Call | list[Call]]) -> tuple[RunResult[str], list[tuple[str, int, int]], ScriptedProvider]:
+    """The result of a run that calls this, turn by turn, then ends; and when it was told, or stopped."""
+    left = iter(answers)
 
-    def answer(request: ModelRequest) -> Answer:
-        assert not faults(request.messages)
-        given = script(request.turn)
-        return given if isinstance(given, (str, Call)) else list(given)
+    def script(request: ModelRequest) -> Answer:
+        calls = next(left, None)
+        return "done" if calls is None else calls
 
-    model = ScriptedProvider(answer)
+    model = ScriptedProvider(script)
     with Runtime() as rt:
-        ref = rt.start(Agent(name="a", model=model, tools=TOOLS, **options), key="k")
+        ref = rt.start(Agent(name="a", model=model, tools=[same, other, polled()], max_turns=40), key="k")
         result = ref.ask("go", timeout=SOON)
-        told = [(event.name, event.count, event.action) for event in log_of(ref) if event.type == "loop.detected"]
         assert_valid(ref)
-        assert not faults(ref.messages())
-    return result, told, model.requests
+        told = [(str(event.action), event.count, event.turn) for event in log_of(ref) if event.type == "loop.detected"]
+        return result, told, model
 
 
-NUDGE, STOP = ("look", 3, "nudge"), ("look", 6, "stop")
-
-
-def test_the_same_again_and_again_is_told_to_the_model_and_then_ends_the_run() -> None:
-    """After three turns a nudge, which the model reads; after three more the end. L7: a status of its own."""
-    result, told, requests = walk(lambda turn: call("look", a=1, b=2))
-    assert (result.status, result.turns, len(result.tool_calls)) == ("loop_detected", 6, 6)
-    assert told == [NUDGE, STOP]
-    assert "'look'" in str(result.error)
-    assert [request.messages[-1].role for request in requests] == ["user", "tool", "tool", "user", "tool", "tool"]
-    assert requests[3].messages[-1].text.startswith("You have called 'look' 3 times with the same arguments")
+@pytest.mark.parametrize(
+    ("answers", "told"),
+    [
+        ([S] * 20, [("nudge", 3, 3), ("stop", 6, 6)]),
+        ([S, T] * 10, [("nudge", 3, 5), ("stop", 6, 10)]),
+        ([call("none")] * 20, [("nudge", 3, 3), ("stop", 6, 6)]),
+        ([[S, T], [T, S]] * 10, [("nudge", 3, 3), ("stop", 6, 6)]),
+        ([call("other", x=1, y=2), call("other", y=2, x=1)] * 10, [("nudge", 3, 3), ("stop", 6, 6)]),
+    ],
+    ids=["one", "by turns", "no such tool", "in another order", "arguments in another order"],
+)
+def test_a_circle_is_told_of_and_then_ended(answers: Any, told: Any) -> None:
+    result, found, model = steps(answers)
+    assert (result.status, found) == ("loop_detected", told)
+    assert result.turns == len(model.requests) == told[-1][2]
+    nudges = [message.text for message in model.requests[-1].messages if "with the same arguments" in message.text]
+    assert len(nudges) == 1
+    assert "if this goes on, the run ends" in nudges[0]
     assert result.messages[-1].role == "tool", "every call is answered"
 
 
-def test_a_model_that_takes_the_hint_goes_on() -> None:
-    """And the run completes."""
-    result, told, _ = walk(lambda turn: call("look") if turn <= 3 else "I stop")
-    assert (result.status, result.text, told) == ("completed", "I stop", [NUDGE])
-
-
-def test_arguments_are_compared_as_what_they_mean() -> None:
-    """Not as they are written."""
-    result, told, _ = walk(lambda turn: call("look", a=1, b=2) if turn % 2 else call("look", b=2, a=1))
-    assert (result.status, told) == ("loop_detected", [NUDGE, STOP])
-
-
-def circling(turn: int) -> Call:
-    return call("look", a=turn % 2)
-
-
-def parallel(turn: int) -> Sequence[Call]:
-    return [call("look", a=turn % 2), call("look", a=(turn + 1) % 2)]
-
-
-@pytest.mark.parametrize("script", [circling, parallel])
-def test_two_that_take_turns_are_a_circle_too(script: Script) -> None:
-    """Nothing new comes of it."""
-    result, told, _ = walk(script)
-    assert result.status == "loop_detected"
-    assert [action for _, _, action in told] == ["nudge", "stop"]
-
-
-def test_a_tool_that_is_not_there_is_a_circle_too() -> None:
-    """The same error is the same result."""
-    result, told, _ = walk(lambda turn: call("nope"))
-    assert (result.status, told) == ("loop_detected", [("nope", 3, "nudge"), ("nope", 6, "stop")])
-
-
-def other_arguments(turn: int) -> Call:
-    return call("look", a=turn)
-
-
-def other_results(turn: int) -> Call:
-    return call("poll")
-
-
-def one_of_two_changes(turn: int) -> Sequence[Call]:
-    return [call("look"), call("poll")]
-
-
-def edits_between(turn: int) -> Call:
-    return call("edit", n=turn) if turn % 2 else call("look")
-
-
-def three_by_turns(turn: int) -> Call:
-    return call("look", a=turn % 3)
-
-
-@pytest.mark.parametrize("script", [other_arguments, other_results, one_of_two_changes, edits_between, three_by_turns])
-def test_what_changes_is_no_circle(script: Script) -> None:
-    """Polling, work on something between, and whatever has another result each time."""
-    result, told, _ = walk(lambda turn: script(turn) if turn <= 20 else "done")
+@pytest.mark.parametrize(
+    "answers",
+    [
+        [S] * 2,
+        [POLL] * 30,
+        [POLL, S] * 15,
+        [[POLL, S]] * 30,
+        [[S] * 5] * 2,
+        [call("same", x=n) for n in range(30)],
+        [call("same", x=n % 3) for n in range(30)],
+    ],
+    ids=[
+        "twice",
+        "a poll that tells something new",
+        "with something new between",
+        "beside something new",
+        "at once, before one was answered",
+        "other arguments",
+        "three by turns",
+    ],
+)
+def test_what_is_no_circle_goes_on(answers: Any) -> None:
+    result, told, _ = steps(answers)
     assert (result.status, told) == ("completed", [])
 
 
-def test_many_the_same_in_one_answer_are_no_circle() -> None:
-    """The model has not seen their results yet."""
-    result, told, _ = walk(lambda turn: [call("look")] * 5 if turn <= 2 else "done")
-    assert (result.status, told) == ("completed", [])
+def test_who_does_something_else_is_told_anew() -> None:
+    """Not ended for what it did long ago."""
+    result, told, _ = steps([S] * 3 + [call("same", x=n) for n in range(1, 5)] + [S] * 3)
+    assert (result.status, told) == ("completed", [("nudge", 3, 3), ("nudge", 3, 10)])
 
 
 def test_a_run_that_ends_for_another_reason_hears_nothing() -> None:
     """No word behind its last result."""
-    result, told, _ = walk(lambda turn: call("look"), max_turns=3)
-    assert (result.status, told) == ("max_turns", [])
-    assert result.messages[-1].role == "tool"
+    model = ScriptedProvider(lambda request: S)
+    result = run("go", model=model, tools=[same], max_turns=3)
+    assert (result.status, [message.role for message in result.messages][-2:]) == ("max_turns", ["assistant", "tool"])
+    assert run("go", model=model, tools=[same]).status == "loop_detected"
 
 
 def test_the_next_run_begins_anew() -> None:
     """What went before does not count."""
-    model = ScriptedProvider(lambda request: call("look") if request.turn <= 2 else "done")
+    model = ScriptedProvider(lambda request: S if request.turn <= 2 else "done")
     with Runtime() as rt:
-        ref = rt.start(Agent(name="a", model=model, tools=TOOLS), key="k")
+        ref = rt.start(Agent(name="a", model=model, tools=[same]), key="k")
         for _ in range(4):
             assert ref.ask("go", timeout=SOON).status == "completed"
         assert "loop.detected" not in [event.type for event in log_of(ref)]
 
 
-def test_a_crash_does_not_make_it_forget(tmp_path: Path) -> None:
-    """What is counted is of the log: an agent that crashes in each turn still ends."""
-    model = ScriptedProvider(lambda request: call("look"))
-    with Runtime(tmp_path / "agents.db", drain=0.0) as rt:
-        ref = rt.start(Agent(name="a", model=model, tools=TOOLS), key="k")
-        with rt.subscribe("turn.finished", "run.finished", key="k") as turns:
-            handle = ref.send("go")
-            crashes = 0
-            while turns.get(SOON).type == "turn.finished":
-                if crashes < 4 and ref.status().state == "running":
-                    crash(ref)
-                    crashes += 1
-        assert handle.result(SOON).status == "loop_detected"
-        assert crashes
+def test_a_crash_forgets_no_circle() -> None:
+    """What was done stands in the log."""
+    held = gate(S)
+    answers: list[Answer] = [S, S, S, S, S, held, S]
+
+    def script(request: ModelRequest) -> Answer:
+        return answers[len(model.requests) - 1]
+
+    model = ScriptedProvider(script)
+    with Runtime() as rt:
+        ref = rt.start(Agent(name="a", model=model, tools=[same]), key="k")
+        handle = ref.send("go")
+        assert held.reached()
+        crash(ref)
+        result = handle.result(SOON)
+        assert (result.status, result.turns) == ("loop_detected", 6)
         assert_valid(ref)
 
 
-def test_a_one_shot_ends_too() -> None:
-    """`run` never raises."""
-    assert run("go", model=ScriptedProvider(lambda request: call("look")), tools=[look]).status == "loop_detected"
+def test_who_is_steered_out_of_a_circle_may_follow() -> None:
+    """The user's word is heard before the run ends; if nothing comes of it, the run ends then."""
+    for heeds, status, turns in ((True, "completed", 7), (False, "loop_detected", 7)):
+        held = gate(S)
+        answers: list[Answer] = [S, S, S, S, S, held, "as you say" if heeds else S, "too late"]
+        model = ScriptedProvider(answers)
+        with Runtime() as rt:
+            ref = rt.start(Agent(name="a", model=model, tools=[same]), key="k")
+            handle = ref.send("go")
+            assert held.reached()
+            handle.steer("stop that")
+            held.release()
+            result = handle.result(SOON)
+            assert (result.status, result.turns) == (status, turns)
+            assert model.requests[-1].messages[-1].text == "stop that"
+            assert_valid(ref)
