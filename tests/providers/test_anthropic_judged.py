@@ -54,6 +54,8 @@ from nitinol_providers.anthropic_answer import read_usage
 from nitinol_providers.anthropic_models import abilities
 from nitinol_providers.anthropic_request import BETAS
 
+pytestmark = pytest.mark.slow
+
 # ---- the vendor's own SDK as a judge
 
 

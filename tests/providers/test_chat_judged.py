@@ -23,6 +23,8 @@ from nitinol_providers import OpenAICompatible
 from nitinol_providers.chat_request import body
 from nitinol_providers.vendors import VENDORS
 
+pytestmark = pytest.mark.slow
+
 openai = pytest.importorskip("openai", reason="the judge is not installed")
 state = pytest.importorskip("openai.lib.streaming.chat")
 RECORDINGS = Path(__file__).parent / "recordings"

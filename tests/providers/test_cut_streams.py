@@ -29,6 +29,8 @@ from nitinol.provider import ModelRequest, ModelResponse
 from nitinol.repair import view
 from nitinol.usage import Usage
 
+pytestmark = pytest.mark.slow
+
 
 @tool
 async def look_up(word: str) -> str:

@@ -42,6 +42,8 @@ from nitinol_providers import Gemini
 from nitinol_providers.gemini_answer import FAILED, STOP, GeminiAnswer
 from nitinol_providers.gemini_request import UNSIGNED, body, is_before_3
 
+pytestmark = pytest.mark.slow
+
 genai: Any = pytest.importorskip("google.genai")
 types: Any = pytest.importorskip("google.genai.types")
 

@@ -11,10 +11,13 @@ from tests.protocols import PROTOCOLS, Protocol
 from nitinol import Agent, Retry, local, run, tool
 from nitinol.repair import view
 
-pytestmark = pytest.mark.skipif(
-    not local.is_installed() and not os.environ.get("CI"),
-    reason=f"the local model is not installed; run: {local.INSTALL_COMMAND}",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not local.is_installed() and not os.environ.get("CI"),
+        reason=f"the local model is not installed; run: {local.INSTALL_COMMAND}",
+    ),
+]
 
 
 @tool

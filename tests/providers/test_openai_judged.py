@@ -26,6 +26,8 @@ from nitinol_providers.openai import OpenAI
 from nitinol_providers.responses_answer import ResponsesAnswer
 from nitinol_providers.responses_request import OPENAI, XAI, body
 
+pytestmark = pytest.mark.slow
+
 openai = pytest.importorskip("openai", reason="the judge is not installed")
 RECORDINGS = Path(__file__).parent / "recordings" / "responses"
 ASK = ModelRequest(messages=(to_message("Hello"),), run_id="RUN", turn=3)

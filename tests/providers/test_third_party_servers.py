@@ -18,6 +18,8 @@ from nitinol import Agent, Retry, RunResult, Runtime, tool
 from nitinol.events import Event, ModelFailed, UsageUpdated
 from nitinol.repair import view
 
+pytestmark = pytest.mark.slow
+
 HELLO = 'naïve 😀 line\u2028sep nel\u0085x 中文 "q" \\ back\nnew'
 AFTER = "It is 14 degrees in Paris, and half past nine."
 LONG = "This answer is long enough that a server can stop in the middle of it, and never come back."

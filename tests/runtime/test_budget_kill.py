@@ -18,6 +18,8 @@ from nitinol.cli import main
 from nitinol.journal.audit import audit
 from nitinol.journal.read_only import ReadOnlyJournal
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 ENV = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(HERE.parents[1])])}
 

@@ -12,6 +12,8 @@ import pytest
 from tests.chaos import plan, run
 from tests.chaos_books import Books, Report, check
 
+pytestmark = pytest.mark.slow
+
 KILLS = 8
 
 

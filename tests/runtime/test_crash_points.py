@@ -22,6 +22,8 @@ from nitinol.repair import view
 from nitinol.state import AgentState
 from nitinol.testing import crash_at
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 ENV = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(HERE.parents[1])])}
 NOBODY: set[str] = set()

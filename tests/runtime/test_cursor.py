@@ -17,6 +17,8 @@ from tests.logs_of import SOON
 from nitinol import Agent, ModelRequest, Runtime
 from nitinol.testing import Answer, ScriptedProvider, say
 
+pytestmark = pytest.mark.slow
+
 VISITS = 1000
 """Of each reader."""
 AGENTS = 4

@@ -28,7 +28,7 @@ from nitinol.env import DaemonExecutor, Env, Loop
 from nitinol.errors import StoreInUse
 from nitinol.journal.audit import audit
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="what is left is read from /proc")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="what is left is read from /proc")]
 
 HERE = Path(__file__).parent
 ENV = {

@@ -19,6 +19,8 @@ import pytest
 from nitinol import events, local
 from nitinol.cli import main
 
+pytestmark = pytest.mark.slow
+
 QUESTION = "What is the total in report.txt?"
 
 needs_model = pytest.mark.skipif(

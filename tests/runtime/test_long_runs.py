@@ -24,6 +24,8 @@ from nitinol.journal.audit import audit
 from nitinol.retry import Retry
 from nitinol_providers import OpenAICompatible
 
+pytestmark = pytest.mark.slow
+
 TURNS = 400
 WINDOW = 16_000
 PLANTED = (57, 163, 300)

@@ -87,6 +87,8 @@ from nitinol.state import AgentState
 from nitinol.tool_spec import Approval, tool
 from nitinol.usage import NO_USAGE, Usage
 
+pytestmark = pytest.mark.slow
+
 SECOND = 1_000_000_000
 PRICES = Prices(input="3", output="15")
 STEPS = (20, 60)

@@ -21,6 +21,8 @@ from nitinol.provider import ModelRequest
 from nitinol.retry import Retry
 from nitinol.testing import ScriptedProvider, call, crash, say
 
+pytestmark = pytest.mark.slow
+
 AGENTS, CALLS, THREADS, LOOPS = 200, 5000, 8, 2
 ENOUGH = 30.0
 """Seconds within which every handle ends, also on a busy machine with one core."""

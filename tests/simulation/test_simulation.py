@@ -21,6 +21,8 @@ from tests.simulation.world import STORE
 from nitinol.journal.schema import SCHEMA
 from nitinol.journal.sqlite import SqliteJournal
 
+pytestmark = pytest.mark.slow
+
 SEEDS = 100
 ENOUGH = 200
 """Seeds within which a planted bug must be found."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 import pytest
 from tests.simulation.spending import BUDGET, spend
 
+pytestmark = pytest.mark.slow
+
 SEEDS = 12
 
 
