@@ -56,31 +56,31 @@ class Compaction:
 
 
 def estimate_tokens(message: Message) -> int:
-    """A rough count of a message's tokens: four letters to a token, one of Chinese, 1,500 tokens to a picture."""
+    """A rough count of a message's tokens: four letters to one, fewer digits and signs, and 1,500 tokens to a picture."""
     size = 16
     for part in message.parts:
         match part.type:
             case "text" | "thinking":
                 size += _quarters(part.text)
-            case "tool_call":
-                size += (
-                    len(part.name)
-                    + len(part.malformed or "")
-                    + sum(len(k) + _quarters(str(v)) for k, v in part.arguments.items())
-                )
+            case "tool_call":  # with what each vendor writes around it
+                size += 40 + len(part.name) + len(part.malformed or "")
+                size += sum(16 + len(name) + _quarters(str(value)) for name, value in part.arguments.items())
             case "tool_answer":
-                size += _quarters(part.text) + sum(_media(media) for media in part.media)
+                size += 24 + _quarters(part.text) + sum(map(_media, part.media))
             case "native":
-                size += _quarters(part.text) + len(str(part.data))
+                size += _quarters(part.text) + _quarters(str(part.data))
             case _:
                 size += _media(part)
     return size // 4
 
 
 def _quarters(text: str) -> int:
-    """Of tokens."""
-    # A tokenizer makes about a token of four letters of English, two of Cyrillic, or one of Chinese.
-    return len(text) if text.isascii() else (3 * len(text.encode("utf-8", "replace")) - len(text)) // 2
+    """Of tokens: one for a letter, or a byte of one, two and a half for a digit or a sign. Code and numbers have short tokens."""
+    data = text.encode("utf-8", "replace")
+    return len(data) + len(data.translate(None, _LETTERS)) * 3 // 2
+
+
+_LETTERS = bytes(byte for byte in range(256) if byte >= 128 or chr(byte).isalpha() or chr(byte) in " \n")
 
 
 def _media(media: Media) -> int:
@@ -470,7 +470,7 @@ def _within(text: str, most: int) -> str:
     short = clipped(text, fair - note) if fair > 2 * note else text[:fair]
     if _quarters(short) <= most:
         return short
-    return short.encode("utf-8", "replace")[: max(most * 2 // 3, 0)].decode("utf-8", "ignore")
+    return short.encode("utf-8", "replace")[: max(most * 2 // 5, 0)].decode("utf-8", "ignore")
 
 
 __all__ = [

@@ -701,5 +701,4 @@ __all__ = [
     "PendingInput",
     "QueuedRun",
     "RunState",
-    "estimate_tokens",
 ]

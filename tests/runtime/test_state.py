@@ -16,8 +16,8 @@ from nitinol.inputs import (
 from nitinol.machine import (
     decide,
 )
-from nitinol.messages import Image, Message, Text, Thinking, ToolAnswer, ToolCall
-from nitinol.state import AgentState, BrokenLog, Log, estimate_tokens
+from nitinol.messages import Message, Text
+from nitinol.state import AgentState, BrokenLog, Log
 
 BLANK = AgentState(key="a/1", agent="a", definition=Agent(name="a", model="test:one"))
 
@@ -168,15 +168,3 @@ def test_the_activity_is_one_word() -> None:
     assert state.apply(ev.RunCancelling(seq=seq, run_id="r1", by="kim")).activity == "cancelling"
     assert state.apply(ev.AgentParked(seq=seq, restarts=5, reason="x")).activity == "parked"
     assert state.apply(ev.AgentStopped(seq=seq, reason="x")).activity == "stopped"
-
-
-def test_tokens_are_estimated_from_everything_a_model_reads() -> None:
-    """Four characters to a token, 1,500 tokens to a picture."""
-    picture = Image(url="https://example.org/x.png")
-    assert estimate_tokens(Message(role="user", parts=(Text("x" * 400),))) == 104
-    assert estimate_tokens(Message(role="user", parts=(picture,))) == 1504
-    assert estimate_tokens(Message(role="assistant", parts=(Thinking(text="x" * 400),))) == 104
-    call = ToolCall(call_id="c1", name="name", arguments={"key": "x" * 393})
-    assert estimate_tokens(Message(role="assistant", parts=(call,))) == 104
-    answer = ToolAnswer(call_id="c1", name="name", text="x" * 400, media=(picture,))
-    assert estimate_tokens(Message(role="tool", parts=(answer,))) == 1604
