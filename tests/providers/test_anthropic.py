@@ -70,6 +70,7 @@ class TestRecordings:
         assert ask(Replay(*(data[at : at + 1] for at in range(len(data))))) == whole
         assert ask(Replay(data.replace(b"\n", b"\r\n"))) == whole
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("path", STREAMS, ids=lambda path: path.stem)
     def test_a_recording_cut_at_every_byte_is_whole_or_a_typed_error(self, path: Path) -> None:
         """And what was told of its usage is told at once, so that a cut stream is billed by it. parity: P6"""

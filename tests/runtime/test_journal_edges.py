@@ -317,7 +317,7 @@ def test_one_key_is_one_agent_whoever_forgets_and_starts_it(path: Path) -> None:
         starting = threading.Thread(target=start)
         starting.start()
         try:
-            for _ in range(200):
+            for _ in range(60):
                 rt._system.forget("k").result(SOON)  # pyright: ignore[reportPrivateUsage]
         finally:
             done.set()

@@ -32,7 +32,7 @@ PLANTED = (57, 163, 300)
 """Requests that are refused as too long, and are not."""
 FACTS = re.compile(r"FACT[A-Z0-9]{6}")
 LONG = 180.0
-QUESTIONS = 5
+QUESTIONS = 4
 
 
 class Endless(StrictModel):

@@ -23,7 +23,7 @@ from nitinol.journal.sqlite import SqliteJournal
 
 pytestmark = pytest.mark.slow
 
-SEEDS = 100
+SEEDS = 60
 ENOUGH = 200
 """Seeds within which a planted bug must be found."""
 
