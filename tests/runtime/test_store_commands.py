@@ -331,12 +331,12 @@ def test_tree_as_json(path: Path, capsys: Capture) -> None:
     )
     assert (one["last_reason"], one["run_id"], one["open_runs"]) == (None, None, 0)
     assert (two["run_id"], two["open_runs"]) == ("run-2", 1)
-    agents = json.loads(shown(capsys, "agents", path, "--json", "scout/*")[0])["agents"]
+    agents = json.loads(shown(capsys, "agents", path, "scout/*", "--json")[0])["agents"]
     assert [agent["last_event_at"] for agent in told["agents"]] == [agent["last_event_at"] for agent in agents]
     tamper(
         path, "UPDATE heads SET started_at = 0, last_event_at = 0 WHERE key = 'scout/1'"
     )  # as of a log that is broken
-    agents = json.loads(shown(capsys, "agents", path, "--json", "scout/1")[0])["agents"]
+    agents = json.loads(shown(capsys, "agents", path, "scout/1", "--json")[0])["agents"]
     agents += json.loads(shown(capsys, "tree", path, "--json", "--key", "scout/1")[0])["agents"]
     assert [agent["last_event_at"] for agent in agents] == [agents[0]["started_at"], None] == [None, None]
 
