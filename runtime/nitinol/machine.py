@@ -240,6 +240,8 @@ def summary_due(state: AgentState) -> int | None:
 def decide(state: AgentState, input: Input, now: int) -> list[ev.Event]:
     """What an input means: the events of one commit, in order, possibly none.
 
+    The heart, and `step` without the state after it; agents call `step`, since a decision folds its events in any case.
+
     Args:
         state: By which to decide. It is not changed.
         input: What happened.
@@ -252,7 +254,7 @@ def decide(state: AgentState, input: Input, now: int) -> list[ev.Event]:
 
 
 def step(state: AgentState, input: Input, now: int) -> tuple[list[ev.Event], AgentState]:
-    """As `decide`, with the state after the events: the same as folding them."""
+    """As `decide`, with the state after the events: the same as folding them. What agents call."""
     decision = Decision(state, now)
     _DECIDE[type(input)](decision, input)
     return decision.events, decision.state if decision.events else state
