@@ -420,8 +420,7 @@ class AgentRef(Generic[OutT]):
         """Cancel what is queued, then what is open, unless the journal keeps it for the next process."""
         if self._system.journal.durable:
             return []
-        state = self._cell.committed
-        run_ids = [*(queued.run_id for queued in state.queue), *([state.run.run_id] if state.run else [])]
+        run_ids = self._cell.committed.open_run_ids
         for run_id in run_ids:
             self._cell.submit(Cancel(run_id=run_id, by="stop"))
         return [self._handle(run_id) for run_id in run_ids]

@@ -332,9 +332,9 @@ def _park(d: Decision, input: Park) -> None:
 
 def _send(d: Decision, input: Send) -> None:
     state = d.state
-    if any(queued.run_id == input.run_id for queued in state.queue) or (state.run and state.run.run_id == input.run_id):
+    if state.has_open(input.run_id):
         return  # the same run_id is the same run
-    ahead = len(state.queue) + (state.run is not None)
+    ahead = len(state.open_run_ids)
     if ahead and d.agent.busy == "reject":
         raise AgentBusy(
             f"agent {state.key!r} is busy with run {state.run.run_id if state.run else '?'!r}, and its definition says busy='reject'"

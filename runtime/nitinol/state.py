@@ -289,6 +289,12 @@ class AgentState:
         """The view, before it is repaired."""
         return self.transcript if self.compacted == NOTHING_COMPACTED else Shown(self.transcript, self.compacted)
 
+    @property
+    def open_run_ids(self) -> list[str]:
+        """Of the runs that wait, in their order, and then of the one in progress: as they are cancelled, so that none begins."""
+        ids = [queued.run_id for queued in self.queue]
+        return ids if self.run is None else [*ids, self.run.run_id]
+
     def has_open(self, run_id: str) -> bool:
         """Whether this run is in progress, or waits."""
         current = self.run is not None and self.run.run_id == run_id

@@ -597,8 +597,7 @@ class Cell:
         journal.open(self.key, opened)
 
     def _wake_waiters(self) -> None:
-        run, queue = self.committed.run, self.committed.queue
-        self.services.bus.wake([*([run.run_id] if run else []), *(queued.run_id for queued in queue)])
+        self.services.bus.wake(self.committed.open_run_ids)
 
 
 class AgentActor(LoopActor):
@@ -876,8 +875,7 @@ class AgentActor(LoopActor):
             self.held = False
             self._reconcile()
             return
-        state = self.working
-        for run_id in [*(queued.run_id for queued in state.queue), *([state.run.run_id] if state.run else [])]:
+        for run_id in self.working.open_run_ids:
             self.post(Cancel(run_id=run_id, by="agent_start", status="halted", reason=self.refusal))
 
     async def _after_run(self, run_id: str, result: RunResult[Any] | None, before: asyncio.Task[None] | None) -> None:

@@ -417,8 +417,7 @@ class System:
             await asyncio.wait([self._draining])
         if not self.journal.durable:
             for cell in self.cells.values():
-                state = cell.committed
-                for run_id in [*(queued.run_id for queued in state.queue), *([state.run.run_id] if state.run else [])]:
+                for run_id in cell.committed.open_run_ids:
                     cell.submit(Cancel(run_id=run_id, by="stop"))
             await self._until_idle(min(GRACE + 1.0, max(until - self.env.monotonic(), 0.5)))
 

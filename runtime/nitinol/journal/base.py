@@ -95,7 +95,7 @@ class Past:
 
 def head_of(state: AgentState) -> Head:
     """A state in one row."""
-    open_runs = len(state.queue) + (state.run is not None)
+    open_runs = len(state.open_run_ids)
     return Head(
         key=state.key,
         agent=state.agent,
