@@ -286,6 +286,17 @@ def resolve(future: Future[Any], value: Any = None, error: BaseException | None 
                 future.set_exception(error)
 
 
+def wake(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
+    """Let whoever waits for the future on that loop go on. From any thread."""
+
+    def set_result() -> None:
+        if not future.done():
+            future.set_result(None)
+
+    with suppress(RuntimeError):  # the loop is closed, and the waiter with it
+        loop.call_soon_threadsafe(set_result)
+
+
 def wait_for(event: threading.Event, timeout: float | None = None) -> bool:
     """Wait for it, at most `timeout` seconds; whether it came.
 
