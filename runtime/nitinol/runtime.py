@@ -523,7 +523,7 @@ class Runtime:
         try:
             self._system.stop(drain, self._shutdown * 0.8).result(self._shutdown)
         except TimeoutError:
-            self._system.bus.stop(RuntimeStopped("the runtime was stopped"))
+            self._system.bus.stop(RuntimeStopped())
         finally:
             self._system.close_loops(max(until - self._system.env.monotonic(), LATE / 2))
             _open.discard(self)

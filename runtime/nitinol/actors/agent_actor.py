@@ -182,15 +182,13 @@ class Cell:
         future: Future[Events] = Future()
 
         def answer(outcome: Events | BaseException) -> None:
-            if future.done() or not future.set_running_or_notify_cancel():
-                return
             if isinstance(outcome, BaseException):
-                future.set_exception(outcome)
+                resolve(future, error=outcome)
             else:
-                future.set_result(outcome)
+                resolve(future, outcome)
 
         if not self.services.core.call(self.accept, Request(input, answer, then)):
-            answer(self.services.bus.stopped or RuntimeStopped("the runtime was stopped"))
+            answer(self.services.bus.stopped or RuntimeStopped())
         return future
 
     def resume(self) -> Future[Events]:
@@ -210,7 +208,7 @@ class Cell:
 
         if not self.services.core.call(resume):
             future = Future()  # the call may be carried out after all
-            future.set_exception(self.services.bus.stopped or RuntimeStopped("the runtime was stopped"))
+            future.set_exception(self.services.bus.stopped or RuntimeStopped())
         return future
 
     def watch(self, told: Callable[[Down], object]) -> None:

@@ -241,9 +241,7 @@ class System:
             if key in self.cells:
                 raise taken(key)
             told = partial(self._restored, restored, events, state)
-            if not self.core.call(self.journal.restore, key, events, state, told):
-                restored.set_exception(RuntimeStopped("the runtime was stopped"))
-        return restored
+            return self._call(restored, self.journal.restore, key, events, state, told)
 
     def check_models(self, agent: Agent[Any]) -> None:
         """Raise `ConfigurationError` unless an agent's models can be called."""
@@ -289,8 +287,12 @@ class System:
             except BaseException as error:
                 resolve(future, error=error)
 
-        if not self.core.call(lambda: self.core.spawn(main())):
-            future.set_exception(RuntimeStopped("the runtime was stopped"))
+        return self._call(future, lambda: self.core.spawn(main()))
+
+    def _call(self, future: Future[T], function: Callable[..., object], *args: Any) -> Future[T]:
+        """Have a function called on the core loop, which gives the future its outcome; the future fails if the loop has ended."""
+        if not self.core.call(function, *args):
+            future.set_exception(RuntimeStopped())
         return future
 
     def is_own_thread(self) -> bool:
@@ -300,14 +302,12 @@ class System:
     def forget(self, key: str, after_run: str | None = None) -> Future[None]:
         """Drop an agent and its log, once that run has ended. Soon; from any thread, and from a finalizer."""
         forgotten: Future[None] = Future()
-        if not self.core.call(self._forget, forgotten, key, after_run):
-            forgotten.set_exception(RuntimeStopped("the runtime was stopped"))
-        return forgotten
+        return self._call(forgotten, self._forget, forgotten, key, after_run)
 
     def stop(self, drain: float, deadline: float) -> Future[None]:
         """Stop everything: new work is refused, runs get `drain` seconds, all ends within about `deadline` seconds."""
         with self._lock:
-            already, self.failure = self.failure, self.failure or RuntimeStopped("the runtime was stopped")
+            already, self.failure = self.failure, self.failure or RuntimeStopped()
         if isinstance(already, RuntimeStopped) and not isinstance(already, RuntimeDown):
             done: Future[None] = Future()
             done.set_result(None)
@@ -390,7 +390,7 @@ class System:
         self.pool.stop()
         self.hook_pool.stop()
         self.processes.stop()
-        failure = self.failure or RuntimeStopped("the runtime was stopped")
+        failure = self.failure or RuntimeStopped()
         try:
             await self.gateway.close()
         finally:
