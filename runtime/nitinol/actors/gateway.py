@@ -85,7 +85,7 @@ class ModelGateway:
         attempt = _Attempt(self, effect, port, agent, state)
         task = self.flying[port.key] = self.core.spawn(attempt.run())
         task.add_done_callback(partial(self._landed, port.key))
-        return lambda: _cancel(task)
+        return task.cancel
 
     def when_landed(self, key: str, then: Callable[[], object]) -> bool:
         """Whether an attempt of the agent is still being closed; `then` is called when it is, or is given up."""
@@ -597,7 +597,3 @@ def _check_usage(usage: object, provider: Provider) -> None:
     wrong = usage.fault() if isinstance(usage, Usage) else f"{usage!r} is no Usage"
     if wrong is not None:
         raise MalformedResponse(f"provider {provider.name!r} told a usage that is not sound: {wrong}")
-
-
-def _cancel(task: asyncio.Task[Any]) -> None:
-    task.cancel()

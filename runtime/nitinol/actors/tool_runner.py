@@ -77,7 +77,7 @@ class ToolRunner:
     def prepare(self, effect: PrepareTool, port: Port, agent: Agent[Any], call: CallState) -> Stopper:
         """Show a call to the `before_tool` hooks."""
         task = self.core.spawn(self._prepare(effect, port, agent, call))
-        return lambda: _cancel(task)
+        return task.cancel
 
     async def _prepare(self, effect: PrepareTool, port: Port, agent: Agent[Any], call: CallState) -> None:
         at: dict[str, Any] = {"run_id": effect.run_id, "turn": effect.turn, "call_id": effect.call_id}
@@ -330,7 +330,3 @@ def _answer(effect: RunTool, execution: int, outcome: Outcome, text: str, durati
         error=clip(text),
         duration=duration,
     )
-
-
-def _cancel(task: asyncio.Task[Any]) -> None:
-    task.cancel()
