@@ -59,7 +59,7 @@ from nitinol.provider import Delta, ModelInfo, ModelRequest, ModelResponse, Prov
 from nitinol.recording import is_playing
 from nitinol.state import AgentState, later
 from nitinol.tool_spec import Tool
-from nitinol.usage import NO_USAGE, Usage
+from nitinol.usage import NO_USAGE, Usage, is_count
 
 CLOSING = 2.0
 """Seconds that a stream may take to close before its agent goes on without its last word."""
@@ -578,7 +578,7 @@ def _is_rehearsed() -> bool:
 
 def _check_request(request: ModelRequest) -> None:
     most = request.max_output_tokens
-    if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):  # pyright: ignore[reportUnnecessaryIsInstance] # a hook may set anything
+    if most is not None and not is_count(most, 1):  # a hook may set anything
         raise HookFailed(f"before_model set max_output_tokens={most!r}; it must be a whole number, 1 or more, or None")
 
 
