@@ -43,9 +43,9 @@ from nitinol.http import HttpPool
 from nitinol.inputs import (
     Answered,
     AttemptReady,
-    Cancel,
     Failed,
     TooLong,
+    by_hook,
 )
 from nitinol.logs import describe, get_logger
 from nitinol.machine import (
@@ -183,7 +183,7 @@ class _Attempt:
 
     def _hook_failed(self, error: HookFailed) -> None:
         # Before the attempt's own failure, which could end the run, or go on with another model.
-        self.port.tell(Cancel(run_id=self.effect.run_id, by="hook", status="failed", reason=str(error)))
+        self.port.tell(by_hook(self.effect.run_id, "failed", str(error)))
 
     async def _delay(self) -> None:
         if _is_rehearsed():
@@ -253,7 +253,7 @@ class _Attempt:
         return changed
 
     def _halt(self, halt: Halt) -> None:
-        self.port.tell(Cancel(run_id=self.effect.run_id, by="hook", status="halted", reason=halt.reason))
+        self.port.tell(by_hook(self.effect.run_id, "halted", halt.reason))
 
     def _measure(self, request: ModelRequest) -> None:
         """How many tokens it has: by our estimate, and calibrated."""

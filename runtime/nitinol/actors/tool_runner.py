@@ -22,10 +22,10 @@ from nitinol.env import Env, Loop
 from nitinol.errors import ToolError
 from nitinol.hooks import Block, Halt
 from nitinol.inputs import (
-    Cancel,
     Done,
     Granted,
     Prepared,
+    by_hook,
 )
 from nitinol.logs import describe, get_logger
 from nitinol.machine import (
@@ -86,10 +86,10 @@ class ToolRunner:
             shown = call.call.replace(arguments=deepcopy(dict(call.call.arguments)))
             answer = await self.hooks.run("before_tool", agent, port.committed, shown)
         except HookFailed as error:
-            port.tell(Cancel(run_id=effect.run_id, by="hook", status="failed", reason=str(error)))
+            port.tell(by_hook(effect.run_id, "failed", str(error)))
             return
         if isinstance(answer, Halt):
-            port.tell(Cancel(run_id=effect.run_id, by="hook", status="halted", reason=answer.reason))
+            port.tell(by_hook(effect.run_id, "halted", answer.reason))
         elif isinstance(answer, Block):
             port.tell(Prepared(**at, call=call.call, blocked=answer.reason))
         else:
@@ -232,11 +232,11 @@ class _Execution:
         try:
             answer = await self.runner.hooks.run("after_tool", self.agent, self.port.committed, self.call.call, result)
             if isinstance(answer, Halt):
-                self.port.tell(Cancel(run_id=run_id, by="hook", status="halted", reason=answer.reason))
+                self.port.tell(by_hook(run_id, "halted", answer.reason))
             else:
                 result = to_answer(answer)
         except (HookFailed, ToolError) as error:  # it raised, or what it made of the result is no result
-            self.port.tell(Cancel(run_id=run_id, by="hook", status="failed", reason=describe(error)))
+            self.port.tell(by_hook(run_id, "failed", describe(error)))
         self._tell_result(result, duration)
 
     def _tell_result(self, result: ToolResult, duration: float) -> None:
