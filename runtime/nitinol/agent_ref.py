@@ -200,13 +200,10 @@ class AgentRef(Generic[OutT]):
         cell = self._cell
         state = cell.committed
         run = state.run
-        word: AgentWord = state.activity
-        if cell.life in WORDS:
-            word = WORDS[cell.life]
         return AgentStatus(
             key=cell.key,
             agent=state.agent,
-            state=word,
+            state=WORDS.get(cell.life, state.activity),
             incarnation=state.incarnation,
             run_id=run.run_id if run else None,
             turn=run.turn if run else 0,

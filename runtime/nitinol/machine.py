@@ -127,7 +127,7 @@ def effects(state: AgentState) -> set[Effect]:
         return wanted
     if run.asking:
         attempt = run.attempt if run.attempt_open else run.attempt + 1
-        not_before = _retry_at(state, run, agent)
+        not_before = _retry_at(run, agent)
         wanted.add(CallModel(run.run_id, run.turn, attempt, run.model_index, not_before, state.compactions))
     barrier = False
     for call in run.calls:
@@ -184,7 +184,7 @@ def _others_first(run: RunState, call: CallState) -> bool:
     )
 
 
-def _retry_at(state: AgentState, run: RunState, agent: Agent[Any]) -> int:
+def _retry_at(run: RunState, agent: Agent[Any]) -> int:
     if not run.failures or run.attempt_open:
         return 0
     return run.failed_at + int(_retry_delay(agent, run) * 1e9)
@@ -268,9 +268,7 @@ def _opened(d: Decision, input: Opened) -> None:
         d.emit(ev.AgentResumed)
     if input.restarts:
         d.emit(ev.AgentRestarted, restarts=input.restarts, delay=input.delay)
-    incarnation = d.state.incarnation + 1
-    envelope: dict[str, Any] = {"run_id": None}
-    d.emit(ev.AgentStarted, recovered=recovered, incarnation=incarnation, **envelope)
+    d.emit(ev.AgentStarted, run_id=None, recovered=recovered, incarnation=d.state.incarnation + 1)
     run = d.state.run
     if run is None or d.state.definition is None:
         return d.start_next()

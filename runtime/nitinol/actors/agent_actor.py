@@ -2,7 +2,7 @@
 
 The cell is what a key means as long as its runtime lives. It holds the committed state, the requests that were not yet
 accepted, and the outcomes that came while no incarnation lived. The actor holds the working state and what is in flight.
-Both live on the core loop; only `Cell.submit`, `restart`, `park` and reading `committed` are for other threads.
+Both live on the core loop; what other threads may call stands first in `Cell`.
 """
 
 from __future__ import annotations

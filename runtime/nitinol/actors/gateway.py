@@ -139,7 +139,6 @@ class _Attempt:
     async def run(self) -> None:
         """Wait for the turn to retry, build the request, have `model.started` committed, stream, report."""
         gateway, effect, port = self.gateway, self.effect, self.port
-        started = gateway.env.monotonic()
         try:
             await self._delay()
             request = await self._build()
@@ -351,9 +350,8 @@ class _Attempt:
         prices = self.prices
         if prices is None or prices.at_most(at_most, limit or UNSAID) is None:
             prices = None
-            self._check_unpriced(provider)
-        accounts = partial(self._accounts, self.port)
-        grant = await self.gateway.ledger.reserve(self.port.key, accounts, at_most, limit, prices)
+            self._check_unpriced()
+        grant = await self.gateway.ledger.reserve(self.port.key, self._accounts, at_most, limit, prices)
         began = None
         try:
             ready = AttemptReady(
@@ -377,23 +375,22 @@ class _Attempt:
                 self.gateway.ledger.release(self.port.key)
         return began
 
-    def _accounts(self, port: Port) -> Sequence[Account]:
-        return port.committed.accounts(self.gateway.env.now())
+    def _accounts(self) -> Sequence[Account]:
+        return self.port.committed.accounts(self.gateway.env.now())
 
     def _limits_money(self) -> bool:
-        limited = any(account.budget.usd is not None for account in self._accounts(self.port))
+        limited = any(account.budget.usd is not None for account in self._accounts())
         return limited or self.gateway.ledger.limits_money
 
-    def _check_unpriced(self, provider: Provider) -> None:
+    def _check_unpriced(self) -> None:
         """A model without a price under a budget of money."""
         if not self._limits_money():
             return
-        name = f"{provider.name}:{provider.model}"
         if self.agent.on_unpriced == "block":
             raise ConfigurationError(
-                f"model {name} has no known price, and there is a money budget; give prices=, or on_unpriced='warn'"
+                f"model {self.name} has no known price, and there is a money budget; give prices=, or on_unpriced='warn'"
             )
-        self.gateway.log.warning("no price is known; the money budget does not hold", model=name)
+        self.gateway.log.warning("no price is known; the money budget does not hold", model=self.name)
 
     def _limit(self, request: ModelRequest, began: ev.ModelStarted) -> int | None:
         """What the provider is told: nothing, where it would only hear its model's own limit again."""
@@ -459,7 +456,10 @@ class _Attempt:
         self.usage = response.usage or self.usage
         self._was_taken()
         # Before the hooks, which may change the answer, but not what it took.
-        usage = self.usage or self._estimate(sum(len(getattr(part, "text", "")) for part in response.message.parts))
+        if self.usage is None:
+            answered = sum(len(getattr(part, "text", "")) for part in response.message.parts)
+            self.characters = max(self.characters, answered)
+        usage = self.usage or self._estimate()
         cost, estimated = self._bill(usage)
         if self.compacting is None and self.agent.has_hook("after_model"):
             # It may run agents, who wait for what this one does not need any more.
@@ -539,9 +539,8 @@ class _Attempt:
         if isinstance(answer, Halt):
             self._halt(answer)
 
-    def _estimate(self, answer: int = 0) -> Usage:
+    def _estimate(self) -> Usage:
         """From characters: of the request, and of what was shown or answered."""
-        self.characters = max(self.characters, answer)
         return Usage(input_tokens=self.input_tokens, output_tokens=(self.characters + 3) // 4)
 
     def _so_far(self) -> Usage:

@@ -174,8 +174,7 @@ class _Execution:
         future = self.port.ask(Granted(run_id=effect.run_id, turn=effect.turn, call_id=effect.call_id))
 
         def answered(future: asyncio.Future[Any]) -> None:
-            events = () if future.cancelled() or future.exception() is not None else future.result()
-            started = next((event for event in events if isinstance(event, ev.ToolStarted)), None)
+            started = next((event for event in future.result() if isinstance(event, ev.ToolStarted)), None)
             if started is None:
                 self.runner.ended(self)
                 proceed(False)
