@@ -13,7 +13,7 @@ from typing import Any, Generic, Literal
 
 from nitinol import provider as providers
 from nitinol.actors.actor import Down
-from nitinol.actors.agent_actor import Cell, Life
+from nitinol.actors.cell import Cell, Life
 from nitinol.actors.system import System
 from nitinol.actors.tool_runner import calling_run
 from nitinol.agent import Agent, check_budget, model_name

@@ -14,8 +14,8 @@ import pydantic
 
 from nitinol import events as ev
 from nitinol.actors.actor import in_handler
-from nitinol.actors.agent_actor import Cell
 from nitinol.actors.bus import PAGE, Subscription
+from nitinol.actors.cell import Cell
 from nitinol.actors.system import System
 from nitinol.actors.worker_pool import Job, current_job
 from nitinol.agent import parse_output

@@ -22,9 +22,10 @@ from typing import Any, Literal, TypeVar, cast
 from nitinol import events as ev
 from nitinol import provider as providers
 from nitinol.actors.actor import Down
-from nitinol.actors.agent_actor import BY_RUNTIME, Cell, Life, Request, Services
+from nitinol.actors.agent_actor import BY_RUNTIME, Request, Services
 from nitinol.actors.agent_supervisor import AgentSupervisor, Gone
 from nitinol.actors.bus import EventBus
+from nitinol.actors.cell import Cell, Life
 from nitinol.actors.child_spec import SupervisorSpec
 from nitinol.actors.children import LATE, Place, SupervisorChild
 from nitinol.actors.gateway import ModelGateway
