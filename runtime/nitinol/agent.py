@@ -23,6 +23,7 @@ from nitinol.result import OutT
 from nitinol.retry import Retry
 from nitinol.sending import check_sendable
 from nitinol.tool_spec import Tool
+from nitinol.usage import is_count
 
 Instructions = str | Callable[[HookContext], str]
 Busy = Literal["queue", "reject"]
@@ -105,7 +106,7 @@ class Agent(Generic[OutT]):
             ("context_window", 1),
         ):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+            if value is not None and not is_count(value, least):
                 raise ConfigurationError(f"{name}={value!r} must be a whole number, {least} or more")
         if self.instructions is not None and not isinstance(self.instructions, str) and not callable(self.instructions):  # pyright: ignore[reportUnnecessaryComparison]
             raise ConfigurationError(f"instructions={self.instructions!r} must be a str, or a function of HookContext")

@@ -13,7 +13,7 @@ from typing import Any, Generic, Literal
 
 from nitinol import provider as providers
 from nitinol.actors.actor import Down
-from nitinol.actors.agent_actor import Cell, Life
+from nitinol.actors.cell import Cell, Life
 from nitinol.actors.system import System
 from nitinol.actors.tool_runner import calling_run
 from nitinol.agent import Agent, check_budget, model_name
@@ -200,13 +200,10 @@ class AgentRef(Generic[OutT]):
         cell = self._cell
         state = cell.committed
         run = state.run
-        word: AgentWord = state.activity
-        if cell.life in WORDS:
-            word = WORDS[cell.life]
         return AgentStatus(
             key=cell.key,
             agent=state.agent,
-            state=word,
+            state=WORDS.get(cell.life, state.activity),
             incarnation=state.incarnation,
             run_id=run.run_id if run else None,
             turn=run.turn if run else 0,
@@ -420,8 +417,7 @@ class AgentRef(Generic[OutT]):
         """Cancel what is queued, then what is open, unless the journal keeps it for the next process."""
         if self._system.journal.durable:
             return []
-        state = self._cell.committed
-        run_ids = [*(queued.run_id for queued in state.queue), *([state.run.run_id] if state.run else [])]
+        run_ids = self._cell.committed.open_run_ids
         for run_id in run_ids:
             self._cell.submit(Cancel(run_id=run_id, by="stop"))
         return [self._handle(run_id) for run_id in run_ids]

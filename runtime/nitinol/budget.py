@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any, Literal, get_args
 
 from nitinol.prices import Money, PriceList, to_money
+from nitinol.usage import is_count
 
 Period = Literal["day", "month"]
 
@@ -52,7 +53,7 @@ class Budget:
             raise ValueError("Budget takes usd= or cents=, not both")
         if usd is None and cents is None and tokens is None:
             raise ValueError("Budget() limits nothing; give usd=, cents= or tokens=")
-        if tokens is not None and (not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 0):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if tokens is not None and not is_count(tokens):
             raise ValueError(f"Budget(tokens={tokens!r}) must be a whole number, zero or more")
         if per is not None and per not in get_args(Period):  # pyright: ignore[reportUnnecessaryContains]
             raise ValueError(f"Budget(per={per!r}) must be 'day', 'month' or None")

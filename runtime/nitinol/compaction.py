@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, overload
 
 from nitinol.messages import NOTHING_COMPACTED, Compacted, Media, Message, Part, Text, ToolAnswer
+from nitinol.usage import is_count
 
 DEFAULT_WINDOW = 200_000
 """Tokens of a context window that nobody knows."""
@@ -43,7 +44,7 @@ class Compaction:
     def __post_init__(self) -> None:
         for name in ("reserve_tokens", "keep_recent_tokens"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            if not is_count(value):
                 raise ValueError(f"Compaction({name}={value!r}) must be a whole number, zero or more")
         if self.fallback not in ("truncate", None):
             raise ValueError(f"Compaction(fallback={self.fallback!r}) must be 'truncate' or None")

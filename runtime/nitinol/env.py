@@ -84,14 +84,18 @@ def disown_in_child(thing: Inherited) -> None:
 _inherited: weakref.WeakSet[Inherited] = weakref.WeakSet()
 
 
+def in_child(function: Callable[[], None]) -> Callable[[], None]:
+    """Have a function called in the child of each fork, where there are forks. For decorating."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=function)
+    return function
+
+
+@in_child
 def _disown() -> None:
     _thread.is_loop = False  # the child's one thread runs no loop of ours, even if it was forked from one
     for thing in list(_inherited):
         thing.disown()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_disown)
 
 
 class DaemonExecutor(ThreadPoolExecutor):
@@ -284,6 +288,17 @@ def resolve(future: Future[Any], value: Any = None, error: BaseException | None 
                 future.set_result(value)
             else:
                 future.set_exception(error)
+
+
+def wake(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
+    """Let whoever waits for the future on that loop go on. From any thread."""
+
+    def set_result() -> None:
+        if not future.done():
+            future.set_result(None)
+
+    with suppress(RuntimeError):  # the loop is closed, and the waiter with it
+        loop.call_soon_threadsafe(set_result)
 
 
 def wait_for(event: threading.Event, timeout: float | None = None) -> bool:

@@ -122,6 +122,9 @@ class RunFailed(NitinolError):
 class RuntimeStopped(NitinolError):
     """The runtime was stopped, or is stopping."""
 
+    def __init__(self, message: str = "the runtime was stopped") -> None:
+        super().__init__(message)
+
 
 class RuntimeDown(RuntimeStopped):
     """The runtime's root supervisor failed; open a new runtime."""

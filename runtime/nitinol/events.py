@@ -183,7 +183,7 @@ class RunStarted(EventBase):
 
 @_event
 class RunPaused(EventBase):
-    """The run waits: for an approval, or for a definition."""
+    """The run waits: `reason` is `"approval"`."""
 
     type: ClassVar[Literal["run.paused"]] = "run.paused"
     reason: str

@@ -14,12 +14,12 @@ import pydantic
 
 from nitinol import events as ev
 from nitinol.actors.actor import in_handler
-from nitinol.actors.agent_actor import Cell
 from nitinol.actors.bus import PAGE, Subscription
+from nitinol.actors.cell import Cell
 from nitinol.actors.system import System
 from nitinol.actors.worker_pool import Job, current_job
 from nitinol.agent import parse_output
-from nitinol.env import wait_for
+from nitinol.env import wait_for, wake
 from nitinol.errors import AgentParked, AgentStopped, ConfigurationError, NotFound, WouldDeadlock
 from nitinol.inputs import (
     Add,
@@ -99,7 +99,7 @@ class RunHandle(Generic[OutT]):
         loop = asyncio.get_running_loop()
         while True:
             ended: asyncio.Future[None] = loop.create_future()
-            forget = self._system.bus.when_finished(self.run_id, partial(_wake, loop, ended))
+            forget = self._system.bus.when_finished(self.run_id, partial(wake, loop, ended))
             try:
                 if self.done():
                     return result_of(self._system, self.key, self.run_id, self._output)
@@ -487,17 +487,6 @@ class _Words:
             case _:
                 pass
         return ""
-
-
-def _wake(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
-    def resolve() -> None:
-        if not future.done():
-            future.set_result(None)
-
-    try:
-        loop.call_soon_threadsafe(resolve)
-    except RuntimeError:  # the waiter's loop is closed, and the waiter with it
-        return
 
 
 def _frames_to_caller() -> int:

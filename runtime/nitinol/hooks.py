@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, ClassVar, Literal, TypeVar, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from nitinol.messages import Message, ToolCall
 from nitinol.provider import ModelRequest, ModelResponse
 from nitinol.result import RunResult
 from nitinol.tool_spec import ToolResult
-
-T = TypeVar("T")
 
 HookPoint = Literal[
     "agent_start", "before_model", "after_model", "before_tool", "after_tool", "on_error", "on_compaction", "after_run",

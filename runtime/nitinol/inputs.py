@@ -78,6 +78,11 @@ class Cancel:
     reason: str | None = None
 
 
+def by_hook(run_id: str, status: RunStatus, reason: str) -> Cancel:
+    """A hook ends a run."""
+    return Cancel(run_id=run_id, by="hook", status=status, reason=reason)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resolve:
     """A person's word on a call that waits for approval."""

@@ -44,12 +44,6 @@ def _redacted(value: Any) -> Any:
     return value
 
 
-def _quiet(name: str) -> logging.Logger:
-    logger = logging.getLogger(name)
-    logger.addHandler(logging.NullHandler())
-    return logger
-
-
 class _ThroughNitinol(logging.Handler):
     """Pykka's records become records of `nitinol.pykka`."""
 
@@ -78,7 +72,7 @@ def get_logger(**bound: Any) -> Any:
     )
 
 
-_quiet("nitinol")
+logging.getLogger("nitinol").addHandler(logging.NullHandler())
 _pykka = logging.getLogger("pykka")
 if not any(isinstance(handler, _ThroughNitinol) for handler in _pykka.handlers):
     _pykka.addHandler(_ThroughNitinol())

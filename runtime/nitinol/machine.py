@@ -127,7 +127,7 @@ def effects(state: AgentState) -> set[Effect]:
         return wanted
     if run.asking:
         attempt = run.attempt if run.attempt_open else run.attempt + 1
-        not_before = _retry_at(state, run, agent)
+        not_before = _retry_at(run, agent)
         wanted.add(CallModel(run.run_id, run.turn, attempt, run.model_index, not_before, state.compactions))
     barrier = False
     for call in run.calls:
@@ -184,7 +184,7 @@ def _others_first(run: RunState, call: CallState) -> bool:
     )
 
 
-def _retry_at(state: AgentState, run: RunState, agent: Agent[Any]) -> int:
+def _retry_at(run: RunState, agent: Agent[Any]) -> int:
     if not run.failures or run.attempt_open:
         return 0
     return run.failed_at + int(_retry_delay(agent, run) * 1e9)
@@ -240,6 +240,8 @@ def summary_due(state: AgentState) -> int | None:
 def decide(state: AgentState, input: Input, now: int) -> list[ev.Event]:
     """What an input means: the events of one commit, in order, possibly none.
 
+    The heart, and `step` without the state after it; agents call `step`, since a decision folds its events in any case.
+
     Args:
         state: By which to decide. It is not changed.
         input: What happened.
@@ -252,7 +254,7 @@ def decide(state: AgentState, input: Input, now: int) -> list[ev.Event]:
 
 
 def step(state: AgentState, input: Input, now: int) -> tuple[list[ev.Event], AgentState]:
-    """As `decide`, with the state after the events: the same as folding them."""
+    """As `decide`, with the state after the events: the same as folding them. What agents call."""
     decision = Decision(state, now)
     _DECIDE[type(input)](decision, input)
     return decision.events, decision.state if decision.events else state
@@ -266,9 +268,7 @@ def _opened(d: Decision, input: Opened) -> None:
         d.emit(ev.AgentResumed)
     if input.restarts:
         d.emit(ev.AgentRestarted, restarts=input.restarts, delay=input.delay)
-    incarnation = d.state.incarnation + 1
-    envelope: dict[str, Any] = {"run_id": None}
-    d.emit(ev.AgentStarted, recovered=recovered, incarnation=incarnation, **envelope)
+    d.emit(ev.AgentStarted, run_id=None, recovered=recovered, incarnation=d.state.incarnation + 1)
     run = d.state.run
     if run is None or d.state.definition is None:
         return d.start_next()
@@ -330,9 +330,9 @@ def _park(d: Decision, input: Park) -> None:
 
 def _send(d: Decision, input: Send) -> None:
     state = d.state
-    if any(queued.run_id == input.run_id for queued in state.queue) or (state.run and state.run.run_id == input.run_id):
+    if state.has_open(input.run_id):
         return  # the same run_id is the same run
-    ahead = len(state.queue) + (state.run is not None)
+    ahead = len(state.open_run_ids)
     if ahead and d.agent.busy == "reject":
         raise AgentBusy(
             f"agent {state.key!r} is busy with run {state.run.run_id if state.run else '?'!r}, and its definition says busy='reject'"

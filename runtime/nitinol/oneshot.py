@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from typing_extensions import Unpack
 
 from nitinol.actors import process_child
 from nitinol.agent import Agent, AgentOptions
+from nitinol.env import in_child
 from nitinol.errors import ConfigurationError
 from nitinol.handle import RunHandle, Waiting
 from nitinol.messages import Message, Prompt
@@ -253,11 +253,8 @@ _runtime: Runtime | None = None
 _lock = threading.Lock()
 
 
+@in_child
 def _begin_anew() -> None:
     """In the child of a fork: the runtime is the parent's, and so may be the thread that held the lock."""
     global _runtime, _lock
     _runtime, _lock = None, threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_anew)

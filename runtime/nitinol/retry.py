@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from nitinol.usage import is_count
+
 PATIENCE = 3600.0
 """Seconds of a `Retry-After` that are obeyed; a server that asks for more is asked again after these."""
 
@@ -27,7 +29,7 @@ class Retry:
     """Seconds without a byte after which an attempt has failed."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.attempts, int) or self.attempts < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not is_count(self.attempts, 1):
             raise ValueError(f"Retry(attempts={self.attempts!r}) must be 1 or more; 1 means no retry")
         for name in ("base", "cap", "stall"):
             value = getattr(self, name)

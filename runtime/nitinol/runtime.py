@@ -34,6 +34,7 @@ from nitinol.journal.transfer import AgentLog, Export, export_lines, read_export
 from nitinol.logs import get_logger
 from nitinol.messages import check_name
 from nitinol.result import OutT, RunResult
+from nitinol.usage import is_count
 
 EXIT = 1.0
 """Seconds that runtimes which nobody has stopped have to suspend their runs in, when the interpreter ends."""
@@ -117,7 +118,7 @@ class Runtime:
         check_budget(budget)
         if budget is not None and read_only:
             raise ConfigurationError("budget= with read_only=True limits nothing: who only looks on spends nothing")
-        if not isinstance(workers, int) or workers < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not is_count(workers, 1):
             raise ConfigurationError(f"workers={workers!r} must be a whole number, 1 or more")
         for name, value in (("drain", drain), ("shutdown", shutdown)):
             if not isinstance(value, (int, float)) or not value >= 0:  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -523,7 +524,7 @@ class Runtime:
         try:
             self._system.stop(drain, self._shutdown * 0.8).result(self._shutdown)
         except TimeoutError:
-            self._system.bus.stop(RuntimeStopped("the runtime was stopped"))
+            self._system.bus.stop(RuntimeStopped())
         finally:
             self._system.close_loops(max(until - self._system.env.monotonic(), LATE / 2))
             _open.discard(self)

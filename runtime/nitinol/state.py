@@ -158,7 +158,6 @@ class RunState:
     attempt: int = 0
     """Of this turn: the last one started."""
     attempt_open: bool = False
-    attempt_started_at: int = 0
     provider: str = ""
     model: str = ""
     """Of the last attempt started."""
@@ -288,6 +287,12 @@ class AgentState:
     def shown(self) -> Sequence[Message]:
         """The view, before it is repaired."""
         return self.transcript if self.compacted == NOTHING_COMPACTED else Shown(self.transcript, self.compacted)
+
+    @property
+    def open_run_ids(self) -> list[str]:
+        """Of the runs that wait, in their order, and then of the one in progress: as they are cancelled, so that none begins."""
+        ids = [queued.run_id for queued in self.queue]
+        return ids if self.run is None else [*ids, self.run.run_id]
 
     def has_open(self, run_id: str) -> bool:
         """Whether this run is in progress, or waits."""
@@ -534,7 +539,7 @@ def _message_appended(state: AgentState, event: ev.MessageAppended) -> None:
 @_on(ev.ModelStarted)
 def _model_started(state: AgentState, event: ev.ModelStarted) -> None:
     run = _running(state, event)
-    run.attempt, run.attempt_open, run.attempt_started_at = event.attempt, True, event.ts
+    run.attempt, run.attempt_open = event.attempt, True
     run.provider, run.model, run.reserved = event.provider, event.model, event.reserved
     output = event.max_output_tokens or 0
     run.reserved_usage = Usage(input_tokens=max(event.reserved_tokens - output, 0), output_tokens=output)

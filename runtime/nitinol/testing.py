@@ -25,8 +25,9 @@ from functools import partial
 from typing import Any, TypeAlias, cast
 
 from nitinol import provider as providers
-from nitinol.actors.agent_actor import Cell, Crash
+from nitinol.actors.agent_actor import Crash
 from nitinol.actors.bus import Subscription
+from nitinol.actors.cell import Cell
 from nitinol.actors.supervisor import Wake
 from nitinol.agent_ref import AgentRef
 from nitinol.env import Env

@@ -103,10 +103,10 @@ class Tool:
     """
 
     __slots__ = (
-        "_context_name",
         "_model",
         "approval",
         "callers",
+        "context_name",
         "description",
         "digest",
         "function",
@@ -194,7 +194,7 @@ class Tool:
             raise ConfigurationError(f'tool {called!r}: isolation="process" needs a system that can fork')
         summary, described = _read_docstring(inspect.getdoc(function) or "")
         hints = _hints(called, function)
-        self._context_name = next((key for key, hint in hints.items() if _is_context(hint)), None)
+        self.context_name = next((key for key, hint in hints.items() if _is_context(hint)), None)
         self._model = None if parameters is not None else _argument_model(called, function, hints, described)
         schema = parameters if self._model is None else _schema(called, self._model)
         values: dict[str, Any] = {
@@ -256,11 +256,6 @@ class Tool:
             return str(error)
         return None
 
-    @property
-    def context_name(self) -> str | None:
-        """The parameter that takes the `ToolContext`; `None` if none does."""
-        return self._context_name
-
     def bind(self, arguments: Mapping[str, Any], context: ToolContext) -> dict[str, Any]:
         """Check a model's arguments and add the context: the keyword arguments of the function.
 
@@ -276,8 +271,8 @@ class Tool:
                 raise ToolError(_explain(self.name, error)) from None
             # All, also those not given: where the default is a pydantic `Field(...)`, only the model knows its value.
             bound = {key.removeprefix(_FIELD): getattr(checked, key) for key in self._model.model_fields}
-        if self._context_name is not None:
-            bound[self._context_name] = context
+        if self.context_name is not None:
+            bound[self.context_name] = context
         return bound
 
 

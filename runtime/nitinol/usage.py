@@ -6,6 +6,11 @@ from dataclasses import dataclass, fields
 from decimal import Decimal
 
 
+def is_count(value: object, least: int = 0) -> bool:
+    """Whether it is a whole number, `least` or more; `True` is none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
     """Tokens of model calls. Sums with `+`.
@@ -40,7 +45,7 @@ class Usage:
         for item in fields(self):
             value = getattr(self, item.name)
             if item.name != "reported_cost":
-                if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                if not is_count(value):
                     return f"{item.name} is {value!r}"
             elif value is not None and (not isinstance(value, Decimal) or not value.is_finite() or value < 0):
                 return f"reported_cost is {value!r}"

@@ -42,7 +42,9 @@ def test_retry_after_is_obeyed_where_it_is_longer(retry_after: float, failures: 
     assert retry.delay(failures, retry_after, jitter) == max(retry_after, retry.delay(failures, None, jitter))
 
 
-@pytest.mark.parametrize("options", [{"attempts": 0}, {"base": -1.0}, {"cap": -1.0}, {"stall": -0.1}])
+@pytest.mark.parametrize(
+    "options", [{"attempts": 0}, {"attempts": True}, {"base": -1.0}, {"cap": -1.0}, {"stall": -0.1}]
+)
 def test_what_makes_no_sense_is_refused(options: dict[str, float]) -> None:
     """By name."""
     with pytest.raises(ValueError, match=next(iter(options))):

@@ -123,8 +123,9 @@ def test_a_runtime_knows_definitions_by_name() -> None:
 
 def test_wrong_options_are_refused() -> None:
     """Nothing is started."""
-    with pytest.raises(ConfigurationError, match="workers"):
-        Runtime(workers=0)
+    for workers in (0, True):
+        with pytest.raises(ConfigurationError, match="workers"):
+            Runtime(workers=workers)
     with pytest.raises(ConfigurationError, match="the stores are"):
         Runtime("postgresql://localhost/agents")
     with Runtime() as rt:

@@ -180,7 +180,7 @@ def begin(rt: Runtime) -> None:
 
 def die_at_commit(type: str) -> None:
     """Die in the moment a commit with such an event is told, before anything that it releases."""
-    from nitinol.actors import agent_actor
+    from nitinol.actors import agent_actor, cell
 
     class Dying(agent_actor.AgentActor):
         def _committed(self, events: Any, state: Any, request: Any) -> None:
@@ -188,7 +188,7 @@ def die_at_commit(type: str) -> None:
                 die()
             super()._committed(events, state, request)
 
-    agent_actor.AgentActor = Dying  # type: ignore[misc] # pyright: ignore
+    cell.AgentActor = Dying  # type: ignore[attr-defined] # pyright: ignore
 
 
 def finish(rt: Runtime) -> None:

@@ -12,7 +12,7 @@ from tests.simulation.disk import SimDisk
 from tests.simulation.world import OpenJournal, Report, simulate
 
 from nitinol.actors.actor import Answer, Down, LoopActor
-from nitinol.actors.agent_actor import Cell
+from nitinol.actors.cell import Cell
 from nitinol.actors.children import ActorChild
 from nitinol.actors.gate import Line
 from nitinol.actors.patience import Patience

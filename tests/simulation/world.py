@@ -23,7 +23,8 @@ from tests.simulation.troupe import Troupe
 
 from nitinol import Agent, Runtime, errors
 from nitinol import events as ev
-from nitinol.actors.agent_actor import Cell, Crash
+from nitinol.actors.agent_actor import Crash
+from nitinol.actors.cell import Cell
 from nitinol.agent_ref import AgentRef
 from nitinol.env import Loop
 from nitinol.errors import NitinolError, StorageFailed

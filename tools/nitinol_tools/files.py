@@ -11,6 +11,7 @@ from typing import Annotated, BinaryIO
 
 from pydantic import Field
 
+from nitinol.env import in_child
 from nitinol.errors import ToolError
 from nitinol.messages import Image
 from nitinol.tool_spec import ToolContext, ToolResult, tool
@@ -215,11 +216,8 @@ def _snippet(text: str, start: int, height: int) -> str:
     return "\n".join(numbered((cut(line, len(line.encode())) for line in shown), first + 1))
 
 
+@in_child
 def _renew_lock() -> None:
     """In the child of a fork, where nobody may be left to release it."""
     global _replacing
     _replacing = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)

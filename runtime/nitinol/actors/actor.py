@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import os
 import queue
 import sys
 import threading
@@ -41,7 +40,7 @@ from pykka.messages import (
     _ActorStop,  # pyright: ignore[reportPrivateUsage] # how Pykka asks an actor to stop
 )
 
-from nitinol.env import Env, Loop, on_a_loop
+from nitinol.env import Env, Loop, in_child, on_a_loop
 from nitinol.errors import AgentDown, ConfigurationError, InboxFull, WouldDeadlock
 from nitinol.logs import describe, get_logger
 
@@ -859,11 +858,9 @@ def call_each(calls: Iterable[Callable[[], object]]) -> None:
             get_logger().error("an actor's hook or a watcher raised", exc_info=error)
 
 
+@in_child
 def _forked() -> None:
     """In the child of a fork, where a thread that held the lock is not."""
     global _forks, _lives
     _forks += 1
     _lives = threading.RLock()
-
-
-os.register_at_fork(after_in_child=_forked)

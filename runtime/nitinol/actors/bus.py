@@ -17,7 +17,7 @@ from functools import partial
 from typing import Literal, Self, cast
 
 from nitinol import events as ev
-from nitinol.env import Env, on_a_loop, wait_for
+from nitinol.env import Env, on_a_loop, wait_for, wake
 from nitinol.errors import RuntimeStopped, SubscriptionClosed, SubscriptionOverflow, WouldDeadlock
 from nitinol.journal.base import Journal
 from nitinol.messages import DeltaKind
@@ -464,7 +464,7 @@ class Subscription:
                 return event
             loop = asyncio.get_running_loop()
             future: asyncio.Future[None] = loop.create_future()
-            waiter = partial(_resolve, loop, future)
+            waiter = partial(wake, loop, future)
             self._waiters.append(waiter)
             try:
                 event = self.poll()
@@ -559,14 +559,3 @@ def _same_stream(one: ev.ModelDelta, other: ev.ModelDelta) -> bool:
 
 def _merge(delta: ev.ModelDelta, text: str) -> ev.ModelDelta:
     return ev.delta_maker(delta)(delta.ts, delta.seq, delta.position, delta.kind, text, delta.index)
-
-
-def _resolve(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
-    def set_result() -> None:
-        if not future.done():
-            future.set_result(None)
-
-    try:
-        loop.call_soon_threadsafe(set_result)
-    except RuntimeError:  # the reader's loop is closed, and the reader with it
-        return

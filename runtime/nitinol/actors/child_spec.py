@@ -16,6 +16,7 @@ import pykka
 from nitinol.actors.actor import Actor
 from nitinol.errors import ConfigurationError
 from nitinol.messages import check_name
+from nitinol.usage import is_count
 
 Restart = Literal["permanent", "transient", "temporary"]
 """Restarted always; after a crash; never, also not with its group."""
@@ -150,5 +151,5 @@ def _seconds(id: str, name: str, value: Any, positive: bool = False) -> None:
 
 
 def _count(id: str, name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+    if not is_count(value):
         raise ConfigurationError(f"child {id!r}: {name}={value!r} must be a whole number, zero or more")

@@ -14,8 +14,9 @@ from typing import Any, ClassVar, NoReturn, cast
 
 from nitinol import events as ev
 from nitinol.actors.actor import Reason
-from nitinol.actors.agent_actor import Cell, Events, Life, Services
+from nitinol.actors.agent_actor import Events, Services
 from nitinol.actors.bus import PAGE
+from nitinol.actors.cell import Cell, Life
 from nitinol.actors.system import Outline, Part, System
 from nitinol.agent import Agent
 from nitinol.budget import Budget

@@ -43,9 +43,9 @@ from nitinol.http import HttpPool
 from nitinol.inputs import (
     Answered,
     AttemptReady,
-    Cancel,
     Failed,
     TooLong,
+    by_hook,
 )
 from nitinol.logs import describe, get_logger
 from nitinol.machine import (
@@ -59,7 +59,7 @@ from nitinol.provider import Delta, ModelInfo, ModelRequest, ModelResponse, Prov
 from nitinol.recording import is_playing
 from nitinol.state import AgentState, later
 from nitinol.tool_spec import Tool
-from nitinol.usage import NO_USAGE, Usage
+from nitinol.usage import NO_USAGE, Usage, is_count
 
 CLOSING = 2.0
 """Seconds that a stream may take to close before its agent goes on without its last word."""
@@ -85,7 +85,7 @@ class ModelGateway:
         attempt = _Attempt(self, effect, port, agent, state)
         task = self.flying[port.key] = self.core.spawn(attempt.run())
         task.add_done_callback(partial(self._landed, port.key))
-        return lambda: _cancel(task)
+        return task.cancel
 
     def when_landed(self, key: str, then: Callable[[], object]) -> bool:
         """Whether an attempt of the agent is still being closed; `then` is called when it is, or is given up."""
@@ -139,7 +139,6 @@ class _Attempt:
     async def run(self) -> None:
         """Wait for the turn to retry, build the request, have `model.started` committed, stream, report."""
         gateway, effect, port = self.gateway, self.effect, self.port
-        started = gateway.env.monotonic()
         try:
             await self._delay()
             request = await self._build()
@@ -183,7 +182,7 @@ class _Attempt:
 
     def _hook_failed(self, error: HookFailed) -> None:
         # Before the attempt's own failure, which could end the run, or go on with another model.
-        self.port.tell(Cancel(run_id=self.effect.run_id, by="hook", status="failed", reason=str(error)))
+        self.port.tell(by_hook(self.effect.run_id, "failed", str(error)))
 
     async def _delay(self) -> None:
         if _is_rehearsed():
@@ -253,7 +252,7 @@ class _Attempt:
         return changed
 
     def _halt(self, halt: Halt) -> None:
-        self.port.tell(Cancel(run_id=self.effect.run_id, by="hook", status="halted", reason=halt.reason))
+        self.port.tell(by_hook(self.effect.run_id, "halted", halt.reason))
 
     def _measure(self, request: ModelRequest) -> None:
         """How many tokens it has: by our estimate, and calibrated."""
@@ -351,9 +350,8 @@ class _Attempt:
         prices = self.prices
         if prices is None or prices.at_most(at_most, limit or UNSAID) is None:
             prices = None
-            self._check_unpriced(provider)
-        accounts = partial(self._accounts, self.port)
-        grant = await self.gateway.ledger.reserve(self.port.key, accounts, at_most, limit, prices)
+            self._check_unpriced()
+        grant = await self.gateway.ledger.reserve(self.port.key, self._accounts, at_most, limit, prices)
         began = None
         try:
             ready = AttemptReady(
@@ -377,23 +375,22 @@ class _Attempt:
                 self.gateway.ledger.release(self.port.key)
         return began
 
-    def _accounts(self, port: Port) -> Sequence[Account]:
-        return port.committed.accounts(self.gateway.env.now())
+    def _accounts(self) -> Sequence[Account]:
+        return self.port.committed.accounts(self.gateway.env.now())
 
     def _limits_money(self) -> bool:
-        limited = any(account.budget.usd is not None for account in self._accounts(self.port))
+        limited = any(account.budget.usd is not None for account in self._accounts())
         return limited or self.gateway.ledger.limits_money
 
-    def _check_unpriced(self, provider: Provider) -> None:
+    def _check_unpriced(self) -> None:
         """A model without a price under a budget of money."""
         if not self._limits_money():
             return
-        name = f"{provider.name}:{provider.model}"
         if self.agent.on_unpriced == "block":
             raise ConfigurationError(
-                f"model {name} has no known price, and there is a money budget; give prices=, or on_unpriced='warn'"
+                f"model {self.name} has no known price, and there is a money budget; give prices=, or on_unpriced='warn'"
             )
-        self.gateway.log.warning("no price is known; the money budget does not hold", model=name)
+        self.gateway.log.warning("no price is known; the money budget does not hold", model=self.name)
 
     def _limit(self, request: ModelRequest, began: ev.ModelStarted) -> int | None:
         """What the provider is told: nothing, where it would only hear its model's own limit again."""
@@ -459,7 +456,10 @@ class _Attempt:
         self.usage = response.usage or self.usage
         self._was_taken()
         # Before the hooks, which may change the answer, but not what it took.
-        usage = self.usage or self._estimate(sum(len(getattr(part, "text", "")) for part in response.message.parts))
+        if self.usage is None:
+            answered = sum(len(getattr(part, "text", "")) for part in response.message.parts)
+            self.characters = max(self.characters, answered)
+        usage = self.usage or self._estimate()
         cost, estimated = self._bill(usage)
         if self.compacting is None and self.agent.has_hook("after_model"):
             # It may run agents, who wait for what this one does not need any more.
@@ -539,9 +539,8 @@ class _Attempt:
         if isinstance(answer, Halt):
             self._halt(answer)
 
-    def _estimate(self, answer: int = 0) -> Usage:
+    def _estimate(self) -> Usage:
         """From characters: of the request, and of what was shown or answered."""
-        self.characters = max(self.characters, answer)
         return Usage(input_tokens=self.input_tokens, output_tokens=(self.characters + 3) // 4)
 
     def _so_far(self) -> Usage:
@@ -578,7 +577,7 @@ def _is_rehearsed() -> bool:
 
 def _check_request(request: ModelRequest) -> None:
     most = request.max_output_tokens
-    if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):  # pyright: ignore[reportUnnecessaryIsInstance] # a hook may set anything
+    if most is not None and not is_count(most, 1):  # a hook may set anything
         raise HookFailed(f"before_model set max_output_tokens={most!r}; it must be a whole number, 1 or more, or None")
 
 
@@ -597,7 +596,3 @@ def _check_usage(usage: object, provider: Provider) -> None:
     wrong = usage.fault() if isinstance(usage, Usage) else f"{usage!r} is no Usage"
     if wrong is not None:
         raise MalformedResponse(f"provider {provider.name!r} told a usage that is not sound: {wrong}")
-
-
-def _cancel(task: asyncio.Task[Any]) -> None:
-    task.cancel()

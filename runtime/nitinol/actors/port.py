@@ -13,7 +13,7 @@ from nitinol.inputs import (
 from nitinol.messages import Message
 from nitinol.state import AgentState
 
-Stopper = Callable[[], None]
+Stopper = Callable[[], object]
 """Stops an effect, on the core loop; harmless once it has ended."""
 
 

@@ -190,12 +190,12 @@ class Process:
         self._see_dead(KILL_WAIT)
         if self._refused is not None:
             return ProcessLost(f"its process could not be started: {self._refused}")
-        return ProcessLost(f"its process {self._how(self._code, self._ended)}")
+        return ProcessLost(f"its process {self._how()}")
 
-    @staticmethod
-    def _how(code: int | None, seen: bool) -> str:
+    def _how(self) -> str:
+        code = self._code
         if code is None:
-            return "was lost, with the one that had started it" if seen else "was lost"
+            return "was lost, with the one that had started it" if self._ended else "was lost"
         if code >= 0:
             return f"exited with status {code}"
         name = signal.Signals(-code).name if -code in signal.valid_signals() else "signal"

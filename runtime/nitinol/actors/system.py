@@ -22,9 +22,10 @@ from typing import Any, Literal, TypeVar, cast
 from nitinol import events as ev
 from nitinol import provider as providers
 from nitinol.actors.actor import Down
-from nitinol.actors.agent_actor import BY_RUNTIME, Cell, Life, Request, Services
+from nitinol.actors.agent_actor import BY_RUNTIME, Request, Services
 from nitinol.actors.agent_supervisor import AgentSupervisor, Gone
 from nitinol.actors.bus import EventBus
+from nitinol.actors.cell import Cell, Life
 from nitinol.actors.child_spec import SupervisorSpec
 from nitinol.actors.children import LATE, Place, SupervisorChild
 from nitinol.actors.gateway import ModelGateway
@@ -241,9 +242,7 @@ class System:
             if key in self.cells:
                 raise taken(key)
             told = partial(self._restored, restored, events, state)
-            if not self.core.call(self.journal.restore, key, events, state, told):
-                restored.set_exception(RuntimeStopped("the runtime was stopped"))
-        return restored
+            return self._call(restored, self.journal.restore, key, events, state, told)
 
     def check_models(self, agent: Agent[Any]) -> None:
         """Raise `ConfigurationError` unless an agent's models can be called."""
@@ -289,8 +288,12 @@ class System:
             except BaseException as error:
                 resolve(future, error=error)
 
-        if not self.core.call(lambda: self.core.spawn(main())):
-            future.set_exception(RuntimeStopped("the runtime was stopped"))
+        return self._call(future, lambda: self.core.spawn(main()))
+
+    def _call(self, future: Future[T], function: Callable[..., object], *args: Any) -> Future[T]:
+        """Have a function called on the core loop, which gives the future its outcome; the future fails if the loop has ended."""
+        if not self.core.call(function, *args):
+            future.set_exception(RuntimeStopped())
         return future
 
     def is_own_thread(self) -> bool:
@@ -300,14 +303,12 @@ class System:
     def forget(self, key: str, after_run: str | None = None) -> Future[None]:
         """Drop an agent and its log, once that run has ended. Soon; from any thread, and from a finalizer."""
         forgotten: Future[None] = Future()
-        if not self.core.call(self._forget, forgotten, key, after_run):
-            forgotten.set_exception(RuntimeStopped("the runtime was stopped"))
-        return forgotten
+        return self._call(forgotten, self._forget, forgotten, key, after_run)
 
     def stop(self, drain: float, deadline: float) -> Future[None]:
         """Stop everything: new work is refused, runs get `drain` seconds, all ends within about `deadline` seconds."""
         with self._lock:
-            already, self.failure = self.failure, self.failure or RuntimeStopped("the runtime was stopped")
+            already, self.failure = self.failure, self.failure or RuntimeStopped()
         if isinstance(already, RuntimeStopped) and not isinstance(already, RuntimeDown):
             done: Future[None] = Future()
             done.set_result(None)
@@ -390,7 +391,7 @@ class System:
         self.pool.stop()
         self.hook_pool.stop()
         self.processes.stop()
-        failure = self.failure or RuntimeStopped("the runtime was stopped")
+        failure = self.failure or RuntimeStopped()
         try:
             await self.gateway.close()
         finally:
@@ -417,8 +418,7 @@ class System:
             await asyncio.wait([self._draining])
         if not self.journal.durable:
             for cell in self.cells.values():
-                state = cell.committed
-                for run_id in [*(queued.run_id for queued in state.queue), *([state.run.run_id] if state.run else [])]:
+                for run_id in cell.committed.open_run_ids:
                     cell.submit(Cancel(run_id=run_id, by="stop"))
             await self._until_idle(min(GRACE + 1.0, max(until - self.env.monotonic(), 0.5)))
 

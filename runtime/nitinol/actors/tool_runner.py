@@ -22,10 +22,10 @@ from nitinol.env import Env, Loop
 from nitinol.errors import ToolError
 from nitinol.hooks import Block, Halt
 from nitinol.inputs import (
-    Cancel,
     Done,
     Granted,
     Prepared,
+    by_hook,
 )
 from nitinol.logs import describe, get_logger
 from nitinol.machine import (
@@ -77,7 +77,7 @@ class ToolRunner:
     def prepare(self, effect: PrepareTool, port: Port, agent: Agent[Any], call: CallState) -> Stopper:
         """Show a call to the `before_tool` hooks."""
         task = self.core.spawn(self._prepare(effect, port, agent, call))
-        return lambda: _cancel(task)
+        return task.cancel
 
     async def _prepare(self, effect: PrepareTool, port: Port, agent: Agent[Any], call: CallState) -> None:
         at: dict[str, Any] = {"run_id": effect.run_id, "turn": effect.turn, "call_id": effect.call_id}
@@ -86,10 +86,10 @@ class ToolRunner:
             shown = call.call.replace(arguments=deepcopy(dict(call.call.arguments)))
             answer = await self.hooks.run("before_tool", agent, port.committed, shown)
         except HookFailed as error:
-            port.tell(Cancel(run_id=effect.run_id, by="hook", status="failed", reason=str(error)))
+            port.tell(by_hook(effect.run_id, "failed", str(error)))
             return
         if isinstance(answer, Halt):
-            port.tell(Cancel(run_id=effect.run_id, by="hook", status="halted", reason=answer.reason))
+            port.tell(by_hook(effect.run_id, "halted", answer.reason))
         elif isinstance(answer, Block):
             port.tell(Prepared(**at, call=call.call, blocked=answer.reason))
         else:
@@ -174,8 +174,7 @@ class _Execution:
         future = self.port.ask(Granted(run_id=effect.run_id, turn=effect.turn, call_id=effect.call_id))
 
         def answered(future: asyncio.Future[Any]) -> None:
-            events = () if future.cancelled() or future.exception() is not None else future.result()
-            started = next((event for event in events if isinstance(event, ev.ToolStarted)), None)
+            started = next((event for event in future.result() if isinstance(event, ev.ToolStarted)), None)
             if started is None:
                 self.runner.ended(self)
                 proceed(False)
@@ -232,11 +231,11 @@ class _Execution:
         try:
             answer = await self.runner.hooks.run("after_tool", self.agent, self.port.committed, self.call.call, result)
             if isinstance(answer, Halt):
-                self.port.tell(Cancel(run_id=run_id, by="hook", status="halted", reason=answer.reason))
+                self.port.tell(by_hook(run_id, "halted", answer.reason))
             else:
                 result = to_answer(answer)
         except (HookFailed, ToolError) as error:  # it raised, or what it made of the result is no result
-            self.port.tell(Cancel(run_id=run_id, by="hook", status="failed", reason=describe(error)))
+            self.port.tell(by_hook(run_id, "failed", describe(error)))
         self._tell_result(result, duration)
 
     def _tell_result(self, result: ToolResult, duration: float) -> None:
@@ -330,7 +329,3 @@ def _answer(effect: RunTool, execution: int, outcome: Outcome, text: str, durati
         error=clip(text),
         duration=duration,
     )
-
-
-def _cancel(task: asyncio.Task[Any]) -> None:
-    task.cancel()

@@ -171,18 +171,17 @@ class _Lane:
 
     def take(self) -> Job | None:
         """The next job, if there is a slot for it."""
-        while self._turns and self.busy < self.slots:
-            group = self._turns.popleft()
-            waiting = self._groups[group]
-            job = waiting.popleft()
-            self.queued -= 1
-            if waiting:
-                self._turns.append(group)
-            else:
-                del self._groups[group]
-            if job.state == "queued":
-                return job
-        return None
+        if not self._turns or self.busy >= self.slots:
+            return None
+        group = self._turns.popleft()
+        waiting = self._groups[group]
+        job = waiting.popleft()
+        self.queued -= 1
+        if waiting:
+            self._turns.append(group)
+        else:
+            del self._groups[group]
+        return job
 
 
 class WorkerPool:

@@ -95,7 +95,7 @@ class Past:
 
 def head_of(state: AgentState) -> Head:
     """A state in one row."""
-    open_runs = len(state.queue) + (state.run is not None)
+    open_runs = len(state.open_run_ids)
     return Head(
         key=state.key,
         agent=state.agent,
@@ -121,9 +121,9 @@ Committed = Callable[[Exception | None], None]
 class Journal(Protocol):
     """A store of events.
 
-    Contract: `open`, `append` and `forget` are called on the core loop and never block it; those of one key are carried
-    out in the order of the calls, and call back on the core loop. The rest may be called from any thread, and raises
-    `StorageFailed` where the store cannot be read.
+    Contract: `open`, `append`, `restore` and `forget` are called on the core loop and never block it; those of one key
+    are carried out in the order of the calls, and call back on the core loop. The rest may be called from any thread, and
+    raises `StorageFailed` where the store cannot be read.
     """
 
     durable: bool
