@@ -14,9 +14,9 @@ from nitinol.errors import ContextOverflow, MalformedResponse, ProviderError
 from nitinol.messages import Message, Native, Part, StopReason, Text, Thinking, ToolCall
 from nitinol.provider import Delta, ModelRequest, ModelResponse, StreamPart, UsageSoFar
 from nitinol.usage import Usage
+from nitinol_providers.answers import chunk_error, count, parse_event, read_arguments, tells
 from nitinol_providers.anthropic_output import Output
 from nitinol_providers.anthropic_request import PROVIDER
-from nitinol_providers.chat_answer import chunk_error, count, parse_event, read_arguments, tells
 
 _STOP: Mapping[str, StopReason] = {
     "end_turn": "end_turn",

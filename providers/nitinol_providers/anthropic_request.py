@@ -15,7 +15,7 @@ from nitinol.provider import ModelRequest
 from nitinol.tool_spec import Tool
 from nitinol_providers.anthropic_models import abilities
 from nitinol_providers.anthropic_output import Output
-from nitinol_providers.chat_request import given, lower, note
+from nitinol_providers.requests import given, lower, note
 
 PROVIDER = "anthropic"
 MAX_TOKENS = 4096

@@ -16,7 +16,7 @@ from nitinol.messages import Audio, Document, Image, Message, Native, Part, Stop
 from nitinol.provider import Delta, ModelRequest, ModelResponse, StreamPart, UsageSoFar
 from nitinol.usage import Usage
 from nitinol_providers import overflow
-from nitinol_providers.chat_answer import count, make_calls, parse_event, tells
+from nitinol_providers.answers import count, make_calls, parse_event, tells
 from nitinol_providers.gemini_request import ABOUT, NAME
 
 STOP: Mapping[str, StopReason] = {

@@ -11,7 +11,7 @@ from typing import Any, cast
 from nitinol.messages import Audio, Document, Image, Media, Message, Native, Text, Thinking, ToolAnswer, ToolCall
 from nitinol.provider import ModelRequest
 from nitinol.provider import Thinking as ThinkingOption
-from nitinol_providers.chat_request import given, lower, note
+from nitinol_providers.requests import given, lower, note
 
 NAME = "gemini"
 UNSIGNED = "skip_thought_signature_validator"

@@ -11,7 +11,7 @@ from nitinol.errors import MalformedResponse, ProviderError
 from nitinol.messages import DeltaKind, Message, Native, Part, StopReason, Text, Thinking
 from nitinol.provider import Delta, ModelRequest, ModelResponse, StreamPart, UsageSoFar
 from nitinol.usage import Usage
-from nitinol_providers.chat_answer import (
+from nitinol_providers.answers import (
     as_text,
     chunk_error,
     count,
