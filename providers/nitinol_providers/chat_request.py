@@ -21,11 +21,11 @@ from nitinol_providers.requests import (
     note,
     schema_words,
     short_id,
+    thinking_tokens,
 )
 from nitinol_providers.vendors import Vendor
 
 _SOUND = {"audio/wav": "wav", "audio/x-wav": "wav", "audio/wave": "wav", "audio/mpeg": "mp3", "audio/mp3": "mp3"}
-_TOKENS = {"low": 2048, "medium": 8192, "high": 24576}
 _LONGEST_ID = 40
 """OpenAI's limit; another server's ids, and ours, may be longer."""
 _OF_ANSWERS = ("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call", "response_format")
@@ -168,8 +168,10 @@ def _thinking(vendor: Vendor, wanted: ThinkingOption) -> dict[str, Any]:
     if vendor.thinking == "thinking":
         return {"thinking": {"type": "enabled"}, "reasoning_effort": level}
     if vendor.thinking == "budget":
-        tokens = _TOKENS[wanted] if isinstance(wanted, str) else wanted
-        return {"chat_template_kwargs": {"enable_thinking": True}, "thinking_budget_tokens": tokens}
+        return {
+            "chat_template_kwargs": {"enable_thinking": True},
+            "thinking_budget_tokens": thinking_tokens(wanted),
+        }
     return {"reasoning_effort": "high" if vendor.thinking == "high_only" else level}
 
 

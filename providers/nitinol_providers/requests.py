@@ -12,6 +12,7 @@ from nitinol.messages import Document, Media, ToolAnswer, ToolCall
 from nitinol.provider import ModelRequest
 from nitinol.provider import Thinking as ThinkingOption
 
+_TOKENS = {"low": 2048, "medium": 8192, "high": 24576}
 _NO_NAME = re.compile(r"[^a-zA-Z0-9_-]")
 _LETTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
@@ -31,6 +32,11 @@ def effort(wanted: ThinkingOption) -> str:
     return wanted if isinstance(wanted, str) else "low" if wanted <= 4096 else "medium" if wanted <= 16384 else "high"
 
 
+def thinking_tokens(wanted: ThinkingOption) -> int:
+    """A number of tokens to think; a level becomes one."""
+    return _TOKENS[wanted] if isinstance(wanted, str) else wanted
+
+
 def schema_words(schema: Mapping[str, Any]) -> str:
     """A word to the model about its answer, where the API takes no such schema."""
     written = json.dumps(schema, ensure_ascii=False, default=dict)
@@ -42,10 +48,14 @@ def known_name(name: str) -> str:
     return _NO_NAME.sub("_", name)[:64] or "_"
 
 
+def arguments_of(call: ToolCall) -> Mapping[str, Any]:
+    """A call's arguments, also where they were no JSON: the server refuses the whole conversation otherwise."""
+    return call.arguments if call.malformed is None else {"malformed_json": call.malformed}
+
+
 def arguments_text(call: ToolCall) -> str:
-    """A call's arguments as JSON, also where they were none: the server refuses the whole conversation otherwise."""
-    arguments: Mapping[str, Any] = call.arguments if call.malformed is None else {"malformed_json": call.malformed}
-    return json.dumps(arguments, ensure_ascii=False, default=dict)
+    """The same as JSON."""
+    return json.dumps(arguments_of(call), ensure_ascii=False, default=dict)
 
 
 def answer_text(part: ToolAnswer) -> str:
