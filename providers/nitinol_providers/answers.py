@@ -14,10 +14,12 @@ from pydantic_core import from_json
 from nitinol import errors
 from nitinol.errors import MalformedResponse, ProviderError
 from nitinol.http_errors import error_message, error_type
-from nitinol.messages import ToolCall
+from nitinol.messages import StopReason, ToolCall
 from nitinol.provider import ModelRequest
 from nitinol_providers.overflow import classify
 
+BROKEN = (AttributeError, KeyError, TypeError, ValueError, RecursionError)
+"""What reading raises where an answer has another shape than its protocol's."""
 _CODES: Mapping[str, type[ProviderError]] = {
     "server_error": errors.ServerError,
     "vector_store_timeout": errors.ServerError,
@@ -110,6 +112,13 @@ def make_calls(
     if cut and made and not made[-1].arguments and not raw.strip():
         made[-1] = replace(made[-1], malformed="")
     return made
+
+
+def stop_of(told: StopReason, *, calls: bool) -> StopReason:
+    """Why an answer ended. Its calls say whether it waits for tools, whatever the server tells."""
+    if told in ("end_turn", "tool_use"):
+        return "tool_use" if calls else "end_turn"
+    return told
 
 
 def chunk_error(error: Any) -> ProviderError:

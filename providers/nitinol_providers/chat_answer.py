@@ -13,6 +13,7 @@ from nitinol.messages import Message, Part, StopReason, Text, Thinking
 from nitinol.provider import Delta, ModelRequest, ModelResponse, StreamPart, UsageSoFar
 from nitinol.usage import Usage
 from nitinol_providers.answers import (
+    BROKEN,
     as_object,
     as_text,
     chunk_error,
@@ -20,6 +21,7 @@ from nitinol_providers.answers import (
     make_calls,
     parse_event,
     reported_cost,
+    stop_of,
     tells,
 )
 
@@ -103,7 +105,7 @@ class ChatAnswer:
                 self._usage = usage
                 made.append(UsageSoFar(usage))
             return made
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except BROKEN as error:
             shown = data[:200].decode("utf-8", "replace")
             raise MalformedResponse(f"a chunk is no chat completion ({error}): {shown}") from None
 
@@ -230,12 +232,7 @@ class ChatAnswer:
     def _stop_reason(self) -> StopReason:
         if self._refused:
             return "refusal"
-        reason = _STOP.get(str(self._finish), "other")
-        if reason == "end_turn" and self._calls:
-            return "tool_use"
-        if reason == "tool_use" and not self._calls:
-            return "end_turn"
-        return reason
+        return stop_of(_STOP.get(str(self._finish), "other"), calls=bool(self._calls))
 
 
 def read_usage(raw: Mapping[str, Any]) -> Usage | None:
