@@ -35,7 +35,7 @@ def add_commands(commands: Any) -> None:
         "pattern",
         nargs="?",
         default="",
-        help="a part of provider:model, a shell pattern of all of it, or a name that a provider takes",
+        help="a part of provider:model, a shell pattern of it or of the model, or a name that a provider takes",
     )
     models.add_argument("--json", action="store_true", help="print a line of JSON for each model")
 
@@ -64,8 +64,9 @@ def _find(pattern: str) -> list[KnownModel]:
 
     wanted = pattern.lower()
     globs = any(sign in wanted for sign in "*?[")
+    whole = wanted if ":" in wanted else f"*:{wanted}"
     listed = [
-        known for known in known_models() if (fnmatchcase(_name(known), wanted) if globs else wanted in _name(known))
+        known for known in known_models() if (fnmatchcase(_name(known), whole) if globs else wanted in _name(known))
     ]
     if listed or globs:
         return listed

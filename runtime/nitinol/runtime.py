@@ -30,7 +30,7 @@ from nitinol.handle import RunHandle, Waiting, result_of
 from nitinol.journal import Store, open_journal, open_read_only
 from nitinol.journal.base import head_of, taken
 from nitinol.journal.bill import By, Spent
-from nitinol.journal.transfer import Export, Log, check_key, export_lines, read_export, renamed
+from nitinol.journal.transfer import AgentLog, Export, export_lines, read_export, renamed
 from nitinol.logs import get_logger
 from nitinol.messages import check_name
 from nitinol.result import OutT, RunResult
@@ -311,11 +311,11 @@ class Runtime:
         await asyncio.wrap_future(self._system.restore(log.key, log.events, log.state))
         return self._imported(log)
 
-    def _to_import(self, export: Export, key: str | None) -> Log:
+    def _to_import(self, export: Export, key: str | None) -> AgentLog:
         self._system.check()
         log = read_export(export)
         if key is not None:
-            check_key(key)
+            check_name("key", key)
         journal = self._system.journal
         known = {run_id: found[0] for run_id in log.run_ids if (found := journal.find_run(run_id)) is not None}
         if key is not None and key != log.key:
@@ -328,7 +328,7 @@ class Runtime:
             )
         return log
 
-    def _imported(self, log: Log) -> str:
+    def _imported(self, log: AgentLog) -> str:
         definition = self._definitions.get(log.state.agent)
         # A journal in memory has no heads by which `get` would find it later.
         if definition is not None and (head_of(log.state).active or not self._system.journal.durable):

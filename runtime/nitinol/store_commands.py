@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -177,11 +176,15 @@ class _InWords:
 
 def _time(ns: int) -> str:
     """UTC, to the millisecond; the 0 of what has not happened is a dash."""
-    return (
-        f"{datetime.fromtimestamp(ns // 1_000_000_000, UTC):%Y-%m-%dT%H:%M:%S}.{ns // 1_000_000 % 1000:03d}Z"
-        if ns
-        else "-"
-    )
+    iso = _iso(ns)
+    return "-" if iso is None else f"{iso[:-7]}Z"
+
+
+def _iso(ns: int) -> str | None:
+    """As in the JSON of events; the 0 of what has not happened is `None`."""
+    from nitinol.events import to_iso
+
+    return to_iso(ns) if ns else None
 
 
 # -- agents
@@ -218,13 +221,11 @@ def _agents(options: argparse.Namespace) -> int:
 
 
 def _head_data(head: Head) -> dict[str, Any]:
-    from nitinol.events import to_iso
-
     return {
         "key": head.key, "agent": head.agent, "state": head.state, "seq": head.seq, "run_id": head.run_id,
         "open_runs": head.open_runs, "messages": head.messages, "usage": _plain(head.usage),
         "cost": None if head.cost is None else str(head.cost),
-        "started_at": to_iso(head.started_at), "last_event_at": to_iso(head.last_event_at),
+        "started_at": _iso(head.started_at), "last_event_at": _iso(head.last_event_at),
     }  # fmt: skip
 
 
@@ -330,7 +331,7 @@ def _tree_data(store: str, owner: tuple[int, bool] | None, agents: Sequence[_Bra
                 "key": agent.head.key, "agent": agent.head.agent, "state": agent.head.state,
                 "incarnation": agent.past.incarnation, "restarts": agent.past.restarts,
                 "last_reason": agent.past.last_reason, "run_id": agent.head.run_id, "open_runs": agent.head.open_runs,
-                "last_event_at": _time(agent.head.last_event_at),
+                "last_event_at": _iso(agent.head.last_event_at),
             }
             for agent in agents
         ],

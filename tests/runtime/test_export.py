@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from tests.logs_of import SOON, assert_valid, log_of, wait_for
@@ -286,6 +286,8 @@ def test_a_key_that_is_taken_is_refused(stores: Stores) -> None:
     with pytest.raises(KeyTaken, match="give another key"):
         there.import_agent(lines)
     assert without_position(export(there)) == before
+    with pytest.raises(ConfigurationError, match="key=5 "):
+        there.import_agent(lines, key=cast("str", 5))
     there.import_agent(lines, key="free")
     with pytest.raises(KeyTaken):
         there.import_agent(lines, key="free")

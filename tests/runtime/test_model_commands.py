@@ -104,6 +104,7 @@ def test_prices_that_rise_with_the_length_are_marked(capsys: pytest.CaptureFixtu
         ("HOP:TIN", ["shop:tiny"]),
         ("shop:*", ["shop:tiny", "shop:Secret"]),
         ("shop:[st]*y", ["shop:tiny"]),
+        ("t?ny", ["shop:tiny"]),
         ("tiny-2026", ["shop:tiny-2026"]),
         ("shop:tiny-2026", ["shop:tiny-2026"]),
         ("anthropic:claude-opus-5-5-20261101", ["anthropic:claude-opus-5-5-20261101"]),

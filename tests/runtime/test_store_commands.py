@@ -251,6 +251,7 @@ def test_agents_as_json(path: Path, capsys: Capture) -> None:
         "0.000066",
     )
     assert one["usage"]["output_tokens"] == 4
+    assert 0 < events.from_iso(one["started_at"]) < events.from_iso(one["last_event_at"])
     spent = audit(path).spent
     assert told["bill"]["cost"] == str(spent.priced)
     assert told["bill"]["unpriced"] == spent.unpriced
@@ -330,6 +331,14 @@ def test_tree_as_json(path: Path, capsys: Capture) -> None:
     )
     assert (one["last_reason"], one["run_id"], one["open_runs"]) == (None, None, 0)
     assert (two["run_id"], two["open_runs"]) == ("run-2", 1)
+    agents = json.loads(shown(capsys, "agents", path, "scout/*", "--json")[0])["agents"]
+    assert [agent["last_event_at"] for agent in told["agents"]] == [agent["last_event_at"] for agent in agents]
+    tamper(
+        path, "UPDATE heads SET started_at = 0, last_event_at = 0 WHERE key = 'scout/1'"
+    )  # as of a log that is broken
+    agents = json.loads(shown(capsys, "agents", path, "scout/1", "--json")[0])["agents"]
+    agents += json.loads(shown(capsys, "tree", path, "--json", "--key", "scout/1")[0])["agents"]
+    assert [agent["last_event_at"] for agent in agents] == [agents[0]["started_at"], None] == [None, None]
 
 
 def test_tree_commands_no_terminal(tmp_path: Path, capsys: Capture) -> None:
@@ -461,7 +470,7 @@ def test_an_import_is_all_or_nothing(path: Path, tmp_path: Path, capsys: Capture
     assert "is damaged, or no export" in complaint(capsys, "import", tmp_path / "new.db", file)
     file.write_text("\n".join(lines))
     assert "has a log here already" in complaint(capsys, "import", path, file)
-    assert "names no agent" in complaint(capsys, "import", path, file, "--key", "")
+    assert "key=''" in complaint(capsys, "import", path, file, "--key", "")
     assert "No such file" in complaint(capsys, "import", path, tmp_path / "missing.jsonl")
     assert shown(capsys, "verify", path)[-1].startswith("3 agents")
 

@@ -51,18 +51,13 @@ def read(
     if offset < 1 or limit < 1:
         raise ToolError(f"offset and limit must be 1 or more, not {offset} and {limit}")
     place = locate(path, ctx)
-    with explained("read", path), open_directory(place) as directory:
-        try:
-            file = open_file(place.name, directory)
-        except FileNotFoundError:
-            raise ToolError(f"there is no file {path!r}{_similar(path, place.name, directory)}") from None
-        with file:
-            start = file.read(_SNIFFED)
-            file.seek(len(BOM_UTF8) if start.startswith(BOM_UTF8) else 0)
-            if media_type := _image_type(start):
-                return _picture(path, file, media_type)
-            _refuse_binary(path, start)
-            return _page(path, file, offset, limit)
+    with explained("read", path), open_directory(place) as directory, _open(path, place.name, directory) as file:
+        start = file.read(_SNIFFED)
+        file.seek(len(BOM_UTF8) if start.startswith(BOM_UTF8) else 0)
+        if media_type := _image_type(start):
+            return _picture(path, file, media_type)
+        _refuse_binary(path, start)
+        return _page(path, file, offset, limit)
 
 
 @tool(serial=True)
@@ -103,27 +98,22 @@ def edit(ctx: ToolContext, path: str, old_string: str, new_string: str, replace_
     _encode("old_string", old_string)
     _encode("new_string", new_string)
     place = locate(path, ctx)
-    with explained("edit", path), open_directory(place) as directory:
-        try:
-            file = open_file(place.name, directory)
-        except FileNotFoundError:
-            raise ToolError(f"there is no file {path!r}{_similar(path, place.name, directory)}") from None
-        with file:
-            seen = os.fstat(file.fileno())
-            if seen.st_size > MAX_EDIT:
-                raise ToolError(f"cannot edit {path!r}: it has {seen.st_size:,} bytes, more than {MAX_EDIT:,}")
-            content = file.read()
-            _refuse_binary(path, content[:_SNIFFED])
-            # Bytes that are not UTF-8 go through as surrogates, and come out as they were.
-            text = content.decode("utf-8", "surrogateescape")
-            start = _first_match(path, text, old_string, replace_all)
-            changed, count = substitute(text, old_string, new_string)
-            with _replacing:
-                # While `file` is open its inode number cannot go to a newer version of the file.
-                before = status(place.name, directory)
-                if before is None or _version(before) != _version(seen):
-                    raise ToolError(f"cannot edit {path!r}: it was changed by someone else just now; read it again")
-                replace_file(place.name, directory, changed.encode("utf-8", "surrogateescape"), before)
+    with explained("edit", path), open_directory(place) as directory, _open(path, place.name, directory) as file:
+        seen = os.fstat(file.fileno())
+        if seen.st_size > MAX_EDIT:
+            raise ToolError(f"cannot edit {path!r}: it has {seen.st_size:,} bytes, more than {MAX_EDIT:,}")
+        content = file.read()
+        _refuse_binary(path, content[:_SNIFFED])
+        # Bytes that are not UTF-8 go through as surrogates, and come out as they were.
+        text = content.decode("utf-8", "surrogateescape")
+        start = _first_match(path, text, old_string, replace_all)
+        changed, count = substitute(text, old_string, new_string)
+        with _replacing:
+            # While `file` is open its inode number cannot go to a newer version of the file.
+            before = status(place.name, directory)
+            if before is None or _version(before) != _version(seen):
+                raise ToolError(f"cannot edit {path!r}: it was changed by someone else just now; read it again")
+            replace_file(place.name, directory, changed.encode("utf-8", "surrogateescape"), before)
     places = "1 place" if count == 1 else f"{count:,} places"
     snippet = _snippet(changed, start, new_string.count("\n") + 1)
     return ToolResult(f"replaced {places} in {path!r}; now:\n{snippet}", data={"replacements": count})
@@ -172,6 +162,13 @@ def _image_type(start: bytes) -> str | None:
 def _refuse_binary(path: str, start: bytes) -> None:
     if b"\0" in start:
         raise ToolError(f"{path!r} is a binary file, or text in UTF-16; only UTF-8 text can be read and edited")
+
+
+def _open(path: str, name: str, directory: int) -> BinaryIO:
+    try:
+        return open_file(name, directory)
+    except FileNotFoundError:
+        raise ToolError(f"there is no file {path!r}{_similar(path, name, directory)}") from None
 
 
 def _similar(path: str, name: str, directory: int) -> str:

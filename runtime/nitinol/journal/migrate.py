@@ -41,12 +41,9 @@ def prepare(connection: sqlite3.Connection, path: Path) -> None:
     for statement in TABLES.split(";\n"):
         connection.execute(statement)
     for key, (epoch, base_seq) in epochs.items():
-        head = rebuild_head(connection, key, base_seq)
-        save_row(connection, key, Row(epoch, base_seq, head))
-        save_due(connection, key, None if head is None else head.due)
+        write_head(connection, key, epoch, base_seq)
     if found == 1:
-        for at, spent in sum_of(bill_of(connection)).items():
-            save_spent(connection, at, spent)
+        write_bill(connection)
     connection.execute("INSERT OR REPLACE INTO meta VALUES ('schema', ?)", (str(SCHEMA),))
     connection.execute("COMMIT")
 
@@ -72,7 +69,20 @@ def rebuild_head(connection: sqlite3.Connection, key: str, base_seq: int) -> Hea
         )
 
 
+def write_head(connection: sqlite3.Connection, key: str, epoch: int, base_seq: int) -> None:
+    """Write the head and the timer of a key anew."""
+    head = rebuild_head(connection, key, base_seq)
+    save_row(connection, key, Row(epoch, base_seq, head))
+    save_due(connection, key, None if head is None else head.due)
+
+
 def bill_of(connection: sqlite3.Connection) -> Iterator[UsageUpdated]:
     """Every row of the bill, of forgotten agents too."""
     rows = connection.execute(f"{SELECT_EVENT} WHERE type = 'usage.updated' ORDER BY position")
     return (cast("UsageUpdated", event) for event in to_events(connection, rows))
+
+
+def write_bill(connection: sqlite3.Connection) -> None:
+    """Write the sums of the bill anew."""
+    for at, spent in sum_of(bill_of(connection)).items():
+        save_spent(connection, at, spent)

@@ -6,10 +6,8 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from nitinol.journal.bill import sum_of
-from nitinol.journal.migrate import bill_of, log_of, rebuild_head
+from nitinol.journal.migrate import log_of, write_bill, write_head
 from nitinol.journal.read_only import ReadOnlyJournal
-from nitinol.journal.rows import Row, save_due, save_row, save_spent
 from nitinol.journal.schema import Disk, LocalDisk, storage_failed
 
 
@@ -43,23 +41,13 @@ def _rebuild(connection: sqlite3.Connection) -> None:
     for key, epoch, first in connection.execute("SELECT key, max(epoch), min(seq) FROM events GROUP BY key"):
         before = known.setdefault(key, (epoch, first - 1))
         known[key] = (max(epoch, before[0]), before[1])
-    for table in (
-        "heads",
-        "snapshots",
-        "timers",
-        "scopes",
-        "runs",
-        "blob_uses",
-    ):  # snapshots come again as agents write
+    for table in ("heads", "snapshots", "timers", "scopes", "runs", "blob_uses"):  # snapshots come as agents write
         connection.execute(f"DELETE FROM {table}")
     for key, (epoch, base) in known.items():
-        head = rebuild_head(connection, key, base)
-        save_row(connection, key, Row(epoch, base, head))
-        save_due(connection, key, None if head is None else head.due)
+        write_head(connection, key, epoch, base)
         runs = [(event.run_id, key, event.seq) for event in log_of(connection, key, base) if event.type == "run.queued"]
         connection.executemany("INSERT OR IGNORE INTO runs (run_id, key, seq) VALUES (?, ?, ?)", runs)
-    for at, spent in sum_of(bill_of(connection)).items():
-        save_spent(connection, at, spent)
+    write_bill(connection)
     for position, names in connection.execute("SELECT position, blobs FROM events WHERE blobs IS NOT NULL").fetchall():
         uses = [(name, position) for name in names.split(" ")]
         connection.executemany("INSERT INTO blob_uses (hash, position) VALUES (?, ?)", uses)

@@ -168,43 +168,21 @@ def to_head(
         BrokenLog: A column is not what the writer put there.
     """
     try:
-        return _to_head(
-            key,
-            agent,
-            seq,
-            state,
-            run_id,
-            open_runs,
-            active,
-            usage,
-            cost,
-            messages,
-            started_at,
-            last_event_at,
-            reserved,
-            due,
-        )
+        if state not in _STATES or not all(
+            isinstance(number, int)  # pyright: ignore[reportUnnecessaryIsInstance] # a column may hold anything
+            for number in (seq, open_runs, active, messages, started_at, last_event_at, due or 0)
+        ):
+            raise ValueError(f"no head has state {state!r}, or numbers that are none")
+        return Head(
+            key=key, agent=intern(agent), seq=seq, state=state, run_id=run_id, open_runs=open_runs, active=bool(active),
+            due=due, usage=NO_USAGE if usage == "{}" else _usage().validate_json(usage),
+            cost=None if cost is None else Decimal(cost), messages=messages, started_at=started_at,
+            last_event_at=last_event_at, reserved=None if reserved is None else _to_amount(reserved),
+        )  # fmt: skip
     except (ArithmeticError, TypeError, ValueError) as error:
         raise BrokenLog(
             f"what the store keeps of agent {key!r} beside its log is damaged; `nitinol verify STORE --rebuild` makes it anew"
         ) from error
-
-
-def _to_head(
-    key: str, agent: str, seq: int, state: Any, run_id: str | None, open_runs: int, active: int, usage: str,
-    cost: str | None, messages: int, started_at: int, last_event_at: int, reserved: str | None, due: int | None,
-) -> Head:  # fmt: skip
-    if state not in _STATES or not all(
-        isinstance(number, int)  # pyright: ignore[reportUnnecessaryIsInstance] # a column may hold anything
-        for number in (seq, open_runs, active, messages, started_at, last_event_at, due or 0)
-    ):
-        raise ValueError(f"no head has state {state!r}, or numbers that are none")
-    return Head(
-        key=key, agent=intern(agent), seq=seq, state=state, run_id=run_id, open_runs=open_runs, active=bool(active), due=due,
-        usage=NO_USAGE if usage == "{}" else _usage().validate_json(usage),
-        cost=None if cost is None else Decimal(cost), messages=messages, started_at=started_at, last_event_at=last_event_at,
-        reserved=None if reserved is None else _to_amount(reserved),
-    )  # fmt: skip
 
 
 def _to_amount(text: str) -> Amount:

@@ -73,7 +73,7 @@ Outcome = Callable[[], None]
 
 
 class SqliteJournal(StoreReader):
-    """See the module. `open`, `append` and `forget` on the core loop; the rest from any thread.
+    """See the module. `open`, `append`, `restore` and `forget` on the core loop; the rest from any thread.
 
     Args:
         path: The file; it is made where it does not exist.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, cast
 
 from nitinol import events as ev
-from nitinol.errors import BadExport, ConfigurationError, NitinolError
+from nitinol.errors import BadExport, NitinolError
 from nitinol.journal.base import verify
 from nitinol.messages import is_unicode
 from nitinol.state import AgentState
@@ -25,7 +25,7 @@ Export = Iterable[str] | Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Log:
+class AgentLog:
     """The log of an agent, sound in itself."""
 
     key: str
@@ -56,7 +56,7 @@ def export_lines(key: str, log: Sequence[ev.EventBase]) -> Iterator[str]:
     return (_line(data) for data in (head, *(event.to_dict() for event in log)))
 
 
-def read_export(export: Export) -> Log:
+def read_export(export: Export) -> AgentLog:
     """The log of an export, once everything about it was found right.
 
     Raises:
@@ -78,10 +78,10 @@ def read_export(export: Export) -> Log:
         raise BadExport(f"the export of {key!r} is cut off: it ends with event {last}, and should with {end}")
     if wrong := verify(log):
         raise BadExport(f"the export of {key!r} is no sound log: {wrong[0]}")
-    return Log(key, log, _fold(key, log))
+    return AgentLog(key, log, _fold(key, log))
 
 
-def renamed(log: Log, key: str, run_ids: Mapping[str, str]) -> Log:
+def renamed(log: AgentLog, key: str, run_ids: Mapping[str, str]) -> AgentLog:
     """The same log under another key, with other ids for some of its runs, wherever they stand."""
 
     def rename(event: ev.EventBase) -> ev.EventBase:
@@ -95,13 +95,7 @@ def renamed(log: Log, key: str, run_ids: Mapping[str, str]) -> Log:
         return replace(event, **changes)
 
     log_there = [rename(event) for event in log.events]
-    return Log(key, log_there, _fold(key, log_there))
-
-
-def check_key(key: str) -> None:
-    """Raise `ConfigurationError` if it cannot be a key."""
-    if not key or not is_unicode(key):
-        raise ConfigurationError(f"key={key!r} names no agent; leave it out for the one of the export")
+    return AgentLog(key, log_there, _fold(key, log_there))
 
 
 def _fold(key: str, log: Sequence[ev.EventBase]) -> AgentState:
