@@ -14,9 +14,19 @@ from nitinol.errors import ContextOverflow, MalformedResponse, ProviderError
 from nitinol.messages import Message, Native, Part, StopReason, Text, Thinking, ToolCall
 from nitinol.provider import Delta, ModelRequest, ModelResponse, StreamPart, UsageSoFar
 from nitinol.usage import Usage
+from nitinol_providers.answers import (
+    BROKEN,
+    as_object,
+    as_text,
+    chunk_error,
+    count,
+    parse_event,
+    read_arguments,
+    stop_of,
+    tells,
+)
 from nitinol_providers.anthropic_output import Output
 from nitinol_providers.anthropic_request import PROVIDER
-from nitinol_providers.chat_answer import chunk_error, count, parse_event, read_arguments, tells
 
 _STOP: Mapping[str, StopReason] = {
     "end_turn": "end_turn",
@@ -33,8 +43,6 @@ _ERRORS: Mapping[str, type[ProviderError]] = {
 }
 """Those that `chunk_error` does not know."""
 _LONGEST_WORDS = 2000
-_BROKEN = (AttributeError, KeyError, TypeError, ValueError, RecursionError)
-"""What comes of reading an event that is none."""
 
 
 @dataclass(slots=True)
@@ -84,7 +92,7 @@ class MessagesAnswer:
             return []
         try:
             return list(self._read(parse_event(data)))
-        except _BROKEN as error:
+        except BROKEN as error:
             shown = data[:200].decode("utf-8", "replace")
             raise MalformedResponse(f"an event is none of the Messages API ({error}): {shown}") from None
 
@@ -101,13 +109,13 @@ class MessagesAnswer:
             raise ContextOverflow("the answer has filled the model's context window before its end")
         try:
             parts = tuple(self._parts())
-        except _BROKEN as error:
+        except BROKEN as error:
             raise MalformedResponse(f"a block of the answer is none of the Messages API ({error})") from None
         message = Message(role="assistant", parts=parts, provider=PROVIDER, model=self._model)
         return ModelResponse(
             message=message,
             usage=self._usage,
-            stop_reason=self._stop_reason(message),
+            stop_reason=stop_of(_STOP.get(self._stop or "", "other"), calls=bool(message.tool_calls)),
             raw_model=self._raw_model,
             response_id=self._id,
         )
@@ -139,29 +147,29 @@ class MessagesAnswer:
                 pass  # ping, and whatever comes to be
 
     def _begin(self, message: Any) -> Iterator[StreamPart]:
-        self._id = _text(message.get("id")) or None
-        self._raw_model = _text(message.get("model")) or None
+        self._id = as_text(message.get("id")) or None
+        self._raw_model = as_text(message.get("model")) or None
         self._keep_container(message)
         yield from self._charge(message.get("usage"))
 
     def _change(self, delta: Any, usage: Any) -> Iterator[StreamPart]:
-        self._stop = _text(delta.get("stop_reason")) or self._stop
+        self._stop = as_text(delta.get("stop_reason")) or self._stop
         self._keep_container(delta)
         yield from self._charge(usage)
 
     def _keep_container(self, told: Any) -> None:
         if container := told.get("container"):
-            self._container = {"type": "container", **container, "id": _text(container["id"])}
+            self._container = {"type": "container", **container, "id": as_text(container["id"])}
 
     def _charge(self, usage: Any) -> Iterator[StreamPart]:
         """Counts are totals so far: what is told again replaces what was, and what is not told stays."""
-        self._told |= {key: value for key, value in _object(usage).items() if value is not None}
+        self._told |= {key: value for key, value in as_object(usage).items() if value is not None}
         if (read := read_usage(self._told)) is not None and read != self._usage:
             self._usage = read
             yield UsageSoFar(read)
 
     def _start(self, index: Any, data: Any) -> Iterator[StreamPart]:
-        kind = _text(data["type"])
+        kind = as_text(data["type"])
         calls = sum(block.kind == "tool_use" for block in self._blocks)
         block = _Block(dict(data), kind, len(self._blocks), calls)
         self._blocks.append(block)
@@ -176,7 +184,7 @@ class MessagesAnswer:
             case "thinking_delta":
                 yield from self._say(block, delta["thinking"])
             case "input_json_delta":
-                piece = _text(delta["partial_json"])
+                piece = as_text(delta["partial_json"])
                 block.pieces.append(piece)
                 if piece and block.kind == "tool_use" and not self._is_answer(block):
                     yield Delta("tool_args", piece, block.call)
@@ -186,7 +194,7 @@ class MessagesAnswer:
                 block.data |= {key: value for key, value in delta.items() if key != "type"}
 
     def _say(self, block: _Block, text: Any) -> Iterator[StreamPart]:
-        if _text(text):
+        if as_text(text):
             block.pieces.append(text)
             yield Delta("thinking" if block.kind == "thinking" else "text", text, block.index)
 
@@ -212,9 +220,9 @@ class MessagesAnswer:
                 if not answers:  # words about an answer are none of it, which must be JSON alone
                     yield from _words(block)
             elif block.kind == "thinking":
-                yield Thinking(text=block.written, signature=_text(block.data.get("signature")) or None)
+                yield Thinking(text=block.written, signature=as_text(block.data.get("signature")) or None)
             elif block.kind == "redacted_thinking":
-                yield Thinking(text="", signature=_text(block.data["data"]), redacted=True)
+                yield Thinking(text="", signature=as_text(block.data["data"]), redacted=True)
             elif block.kind == "tool_use":
                 if not self._is_answer(block):
                     yield self._call(block)
@@ -225,7 +233,7 @@ class MessagesAnswer:
             yield Native(data=self._container)
 
     def _call(self, block: _Block) -> ToolCall:
-        name, call_id = _text(block.data["name"]), _text(block.data.get("id"))
+        name, call_id = as_text(block.data["name"]), as_text(block.data.get("id"))
         if not name:
             raise ValueError("a tool call has no name")
         # No chance in it: the same answer must give the same ids.
@@ -239,14 +247,6 @@ class MessagesAnswer:
             return ToolCall(call_id=call_id, name=name, malformed=block.written, signature=signature)
         return ToolCall(call_id=call_id, name=name, arguments=arguments, signature=signature)
 
-    def _stop_reason(self, message: Message) -> StopReason:
-        reason = _STOP.get(self._stop or "", "other")
-        if reason == "end_turn" and message.tool_calls:
-            return "tool_use"
-        if reason == "tool_use" and not message.tool_calls:
-            return "end_turn"
-        return reason
-
 
 def read_usage(raw: Mapping[str, Any]) -> Usage | None:
     """A `usage` object. The vendor's input tokens are those that the cache has nothing to do with; ours are all.
@@ -255,18 +255,18 @@ def read_usage(raw: Mapping[str, Any]) -> Usage | None:
     """
     if not tells(raw, "input_tokens", "output_tokens"):
         return None
-    kept = _object(raw.get("cache_creation"))
+    kept = as_object(raw.get("cache_creation"))
     hour, short = count(kept.get("ephemeral_1h_input_tokens")), count(kept.get("ephemeral_5m_input_tokens"))
     written = max(count(raw.get("cache_creation_input_tokens")), hour + short)
     read = count(raw.get("cache_read_input_tokens"))
-    tools = _object(raw.get("server_tool_use"))
+    tools = as_object(raw.get("server_tool_use"))
     return Usage(
         input_tokens=count(raw.get("input_tokens")) + read + written,
         cache_read_tokens=read,
         cache_write_tokens=written,
         cache_write_1h_tokens=hour,
         output_tokens=count(raw.get("output_tokens")),
-        reasoning_tokens=count(_object(raw.get("output_tokens_details")).get("thinking_tokens")),
+        reasoning_tokens=count(as_object(raw.get("output_tokens_details")).get("thinking_tokens")),
         # A fetch costs its tokens alone.
         server_tool_calls=sum(count(number) for name, number in tools.items() if name != "web_fetch_requests"),
     )
@@ -279,22 +279,8 @@ def _error(event: Mapping[str, Any]) -> ProviderError:
         kind = cast("dict[str, Any]", event["error"]).get("type")
         if cls := _ERRORS.get(str(kind)):
             error = cls(str(error), status_code=error.status_code)
-    error.request_id = _text(event.get("request_id")) or None
+    error.request_id = as_text(event.get("request_id")) or None
     return error
-
-
-def _object(value: Any) -> Mapping[str, Any]:
-    """A JSON object that may be null."""
-    return value or {}
-
-
-def _text(value: Any) -> str:
-    """Words that may be null."""
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
-    return value
 
 
 def _words(block: _Block) -> Iterator[Part]:

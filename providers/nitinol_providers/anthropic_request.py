@@ -15,7 +15,7 @@ from nitinol.provider import ModelRequest
 from nitinol.tool_spec import Tool
 from nitinol_providers.anthropic_models import abilities
 from nitinol_providers.anthropic_output import Output
-from nitinol_providers.chat_request import given, lower, note
+from nitinol_providers.requests import arguments_of, effort, given, known_name, lower, note, thinking_tokens
 
 PROVIDER = "anthropic"
 MAX_TOKENS = 4096
@@ -23,7 +23,6 @@ MAX_TOKENS = 4096
 VERSION, VERSION_WITH_SAMPLING = "2026-10-21", "2023-06-01"
 """The version of the API; and the last that takes a temperature."""
 
-_TOKENS = {"low": 2048, "medium": 8192, "high": 24576}
 _OF_ANSWERS = ("tools", "tool_choice", "thinking", "output_config", "output_format", "container", "mcp_servers")
 _LEAST_BUDGET = 1024
 _BREAKPOINTS = 4
@@ -139,19 +138,15 @@ def _length_and_thinking(
     elif able.thinking == "adaptive" or (able.thinking == "both" and isinstance(wanted, str)):
         yield "max_tokens", length or MAX_TOKENS
         yield "thinking", {"type": "adaptive", "display": "summarized"}
-        yield "output_config", {"effort": wanted if isinstance(wanted, str) else _effort(wanted)}
+        yield "output_config", {"effort": effort(wanted)}
     else:
-        budget = max(_TOKENS[wanted] if isinstance(wanted, str) else wanted, _LEAST_BUDGET)
+        budget = max(thinking_tokens(wanted), _LEAST_BUDGET)
         length = length or MAX_TOKENS + budget
         if budget >= length:
             budget = length * 3 // 4  # the answer needs some of it
         yield "max_tokens", length
         if budget >= _LEAST_BUDGET and _may_think(sent):
             yield "thinking", {"type": "enabled", "budget_tokens": budget}
-
-
-def _effort(tokens: int) -> str:
-    return "low" if tokens <= 4096 else "medium" if tokens <= 16384 else "high"
 
 
 def _may_think(sent: Sequence[Mapping[str, Any]]) -> bool:
@@ -296,13 +291,11 @@ def _assistant(message: Message, ids: _Ids, natives: _Natives) -> Iterator[dict[
 
 
 def _call(call: ToolCall, ids: _Ids, natives: _Natives | None) -> dict[str, Any]:
-    # What was no JSON must go back as JSON, or the API refuses the whole conversation.
-    arguments: Mapping[str, Any] = call.arguments if call.malformed is None else {"malformed_json": call.malformed}
     made: dict[str, Any] = {
         "type": "tool_use",
         "id": ids.of_call(call.call_id),
-        "name": re.sub(r"[^a-zA-Z0-9_-]", "_", call.name)[:64] or "_",
-        "input": dict(arguments),
+        "name": known_name(call.name),
+        "input": dict(arguments_of(call)),
     }
     if natives is not None and (caller := _caller(call)) and natives.keeps(caller.get("tool_id")):
         made["caller"] = caller

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
-import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from nitinol.messages import Audio, Document, Image, Media, Message, Native, Part, Text, Thinking, ToolAnswer, ToolCall
 from nitinol.provider import ModelRequest
 from nitinol.provider import Thinking as ThinkingOption
+from nitinol_providers.requests import (
+    answer_text,
+    arguments_text,
+    document_text,
+    effort,
+    given,
+    known_name,
+    lower,
+    note,
+    schema_words,
+    short_id,
+    thinking_tokens,
+)
 from nitinol_providers.vendors import Vendor
 
 _SOUND = {"audio/wav": "wav", "audio/x-wav": "wav", "audio/wave": "wav", "audio/mpeg": "mp3", "audio/mp3": "mp3"}
-_TOKENS = {"low": 2048, "medium": 8192, "high": 24576}
 _LONGEST_ID = 40
 """OpenAI's limit; another server's ids, and ours, may be longer."""
 _OF_ANSWERS = ("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call", "response_format")
-_NO_NAME = re.compile(r"[^a-zA-Z0-9_-]")
-_LETTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 
 def body(vendor: Vendor, model: str, request: ModelRequest) -> dict[str, Any]:
@@ -152,59 +160,6 @@ def _medium(vendor: Vendor, part: Media) -> dict[str, Any] | None:
     return None
 
 
-def note(part: Media) -> str:
-    """What stands in the place of something the model cannot be shown."""
-    size = "" if part.data is None else f", {len(part.data)} bytes"
-    where = f" at {part.url}" if part.url is not None else ""
-    name = f" {part.name!r}" if part.name else ""
-    return f"[{part.type}{name}{where} ({part.media_type}{size}): not shown, this model does not take it]"
-
-
-def document_text(part: Document) -> str | None:
-    """What a document says, where it is nothing but text."""
-    if part.data is None or not part.media_type.startswith(("text/", "application/json")):
-        return None
-    title = f"Document {part.name!r}:\n" if part.name else ""
-    return title + (part.data.decode("utf-8", "replace") or "(empty)")  # no API takes empty words
-
-
-def answer_text(part: ToolAnswer) -> str:
-    """What a tool answered, for an API that has no other mark of an error."""
-    return f"Error: {part.text}" if part.error and not part.text.lower().startswith("error") else part.text
-
-
-def known_name(name: str) -> str:
-    """A tool's name as the APIs take it in a history, where a model may have made one up."""
-    return _NO_NAME.sub("_", name)[:64] or "_"
-
-
-def arguments_text(call: ToolCall) -> str:
-    """A call's arguments as JSON, also where they were none: the server refuses the whole conversation otherwise."""
-    arguments: Mapping[str, Any] = call.arguments if call.malformed is None else {"malformed_json": call.malformed}
-    return json.dumps(arguments, ensure_ascii=False, default=dict)
-
-
-def schema_words(schema: Mapping[str, Any]) -> str:
-    """A word to the model about its answer, where the API takes no such schema."""
-    written = json.dumps(schema, ensure_ascii=False, default=dict)
-    return f"Your final answer is JSON alone, and follows this JSON schema: {written}"
-
-
-def given(request: ModelRequest, of_answers: Collection[str]) -> dict[str, Any]:
-    """The caller's `extra`. A summary goes without what an answer must be or call, which has no tools and another shape."""
-    return {k: v for k, v in request.extra.items() if request.purpose == "answer" or k not in of_answers}
-
-
-def lower(limit: int | None, given: Any) -> Any:
-    """The limit of an answer, where `extra` gives one too: ours may be all that a budget still pays for."""
-    return min(limit, given) if limit is not None and isinstance(given, (int, float)) else given
-
-
-def effort(wanted: ThinkingOption) -> str:
-    """A level of thinking; a number of tokens becomes one."""
-    return wanted if isinstance(wanted, str) else "low" if wanted <= 4096 else "medium" if wanted <= 16384 else "high"
-
-
 def _thinking(vendor: Vendor, wanted: ThinkingOption) -> dict[str, Any]:
     """The vendor's word for how much to think. A number of tokens becomes a level, or a level tokens, where it must."""
     level = effort(wanted)
@@ -213,8 +168,10 @@ def _thinking(vendor: Vendor, wanted: ThinkingOption) -> dict[str, Any]:
     if vendor.thinking == "thinking":
         return {"thinking": {"type": "enabled"}, "reasoning_effort": level}
     if vendor.thinking == "budget":
-        tokens = _TOKENS[wanted] if isinstance(wanted, str) else wanted
-        return {"chat_template_kwargs": {"enable_thinking": True}, "thinking_budget_tokens": tokens}
+        return {
+            "chat_template_kwargs": {"enable_thinking": True},
+            "thinking_budget_tokens": thinking_tokens(wanted),
+        }
     return {"reasoning_effort": "high" if vendor.thinking == "high_only" else level}
 
 
@@ -224,11 +181,3 @@ def _id(vendor: Vendor, call_id: str) -> str:
         fits = len(call_id) == 9 and call_id.isascii() and call_id.isalnum()
         return call_id if fits else short_id(call_id, 0)
     return short_id(call_id, _LONGEST_ID)
-
-
-def short_id(call_id: str, longest: int) -> str:
-    """The id itself, or nine letters and digits in its place if it is longer than this."""
-    if len(call_id) <= longest:
-        return call_id
-    number = int.from_bytes(hashlib.sha256(call_id.encode("utf-8", "replace")).digest()[:8], "big")
-    return "".join(_LETTERS[number // 62**place % 62] for place in range(9))

@@ -16,7 +16,7 @@ from nitinol.messages import Audio, Document, Image, Message, Native, Part, Stop
 from nitinol.provider import Delta, ModelRequest, ModelResponse, StreamPart, UsageSoFar
 from nitinol.usage import Usage
 from nitinol_providers import overflow
-from nitinol_providers.chat_answer import count, make_calls, parse_event, tells
+from nitinol_providers.answers import BROKEN, as_object, count, make_calls, parse_event, stop_of, tells
 from nitinol_providers.gemini_request import ABOUT, NAME
 
 STOP: Mapping[str, StopReason] = {
@@ -60,8 +60,6 @@ _STATUS: Mapping[str, type[ProviderError]] = {
 }
 _RETRY = re.compile(r'"retryDelay"\s*:\s*"(\d+(?:\.\d+)?)s"')
 _STEP = re.compile(r"""\.([^.\[\]]+)|\[(\d+)\]|\['([^']*)'\]|\["([^"]*)"\]""")
-_ODD = (AttributeError, KeyError, TypeError, ValueError, RecursionError)
-"""What reading raises where the answer has another shape than the protocol's."""
 _WORDS = frozenset(("text", "thought", "thoughtSignature"))
 
 
@@ -120,7 +118,7 @@ class GeminiAnswer:
             responses: list[Any] = cast("Any", chunk) if isinstance(chunk, list) else [chunk]
             for response in responses:
                 self._read_response(response, made)
-        except _ODD as error:
+        except BROKEN as error:
             shown = data[:200].decode("utf-8", "replace")
             raise MalformedResponse(f"a chunk is no response of Gemini ({error}): {shown}") from None
         return made
@@ -138,11 +136,10 @@ class GeminiAnswer:
             told = self._about.get("finishMessage")
             raise failed(f"Gemini ended its answer with {self._finish}" + (f": {str(told)[:500]}" if told else ""))
         stop: StopReason = "refusal" if self._blocked else STOP.get(self._finish or "", "other")
-        if stop == "end_turn" and self._calls:
-            stop = "tool_use"
+        stop = stop_of(stop, calls=bool(self._calls))
         try:
             parts = self._message(stop)
-        except _ODD as error:
+        except BROKEN as error:
             raise MalformedResponse(f"the answer is none of Gemini's ({error})") from None
         return ModelResponse(
             message=Message(role="assistant", parts=parts, provider=NAME, model=self._model),
@@ -157,13 +154,13 @@ class GeminiAnswer:
             raise stream_error(response["error"])
         self._id = self._id or _text(response.get("responseId"))
         self._raw_model = self._raw_model or _text(response.get("modelVersion"))
-        if _object(response.get("promptFeedback")).get("blockReason"):
+        if as_object(response.get("promptFeedback")).get("blockReason"):
             self._blocked = True
             self._about["promptFeedback"] = response["promptFeedback"]
         for candidate in response.get("candidates") or ():
             if not candidate.get("index"):  # we never ask for a second one
                 self._read_candidate(candidate, made)
-        counts = _object(response.get("usageMetadata"))
+        counts = as_object(response.get("usageMetadata"))
         self._counts |= {key: value for key, value in counts.items() if value is not None}
         told = tells(self._counts, "promptTokenCount", "candidatesTokenCount", "totalTokenCount")
         if told and (usage := self._read_usage()) != self._usage:
@@ -171,7 +168,7 @@ class GeminiAnswer:
             made.append(UsageSoFar(usage))
 
     def _read_candidate(self, candidate: Any, made: list[StreamPart]) -> None:
-        for part in _object(candidate.get("content")).get("parts") or ():
+        for part in as_object(candidate.get("content")).get("parts") or ():
             self._read_part(part, made)
         for key in ABOUT & candidate.keys():
             told = candidate[key]
@@ -266,7 +263,7 @@ class GeminiAnswer:
 
     def _searches(self) -> int:
         """Searches of the web or of maps, which are billed each; code and addresses are billed by tokens."""
-        grounding = _object(self._about.get("groundingMetadata"))
+        grounding = as_object(self._about.get("groundingMetadata"))
         queries = len({*(grounding.get("webSearchQueries") or ()), *(grounding.get("imageSearchQueries") or ())})
         maps = any("maps" in chunk for chunk in grounding.get("groundingChunks") or ())
         called = sum(
@@ -321,7 +318,7 @@ def _put(at: Any, steps: list[Any], value: Any, growing: bool) -> Any:
     if at is not None and _is_object(at) == isinstance(step, int):
         raise ValueError(f"{step!r} leads nowhere in an argument")
     if not isinstance(step, int):
-        return {**_object(at), step: _put(_object(at).get(step), rest, value, growing)}
+        return {**as_object(at), step: _put(as_object(at).get(step), rest, value, growing)}
     items: list[Any] = [] if at is None else at.copy()
     if step > len(items):
         raise ValueError(f"[{step}] leaves out an item of an argument")
@@ -352,7 +349,7 @@ def _in_words(part: Mapping[str, Any]) -> str:
 
 def _sources(about: Mapping[str, Any]) -> str:
     """What an answer is grounded on, in words."""
-    chunks = _object(about.get("groundingMetadata")).get("groundingChunks") or ()
+    chunks = as_object(about.get("groundingMetadata")).get("groundingChunks") or ()
     found = [source for chunk in chunks for source in chunk.values() if source.get("uri")]
     lines = [f"- {source.get('title') or 'untitled'}: {source['uri']}" for source in found]
     return "\n".join(["Sources:", *lines]) if lines else ""
@@ -362,11 +359,6 @@ def _text(value: Any) -> str | None:
     if value is not None and not isinstance(value, str):
         raise TypeError(f"{value!r} is no string")
     return value
-
-
-def _object(value: Any) -> Any:
-    """A JSON object that may be null, or left out."""
-    return value or {}
 
 
 def _is_object(value: object) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
@@ -11,7 +10,7 @@ from typing import Any, cast
 from nitinol.messages import Audio, Document, Image, Media, Message, Native, Text, Thinking, ToolAnswer, ToolCall
 from nitinol.provider import ModelRequest
 from nitinol.provider import Thinking as ThinkingOption
-from nitinol_providers.chat_request import given, lower, note
+from nitinol_providers.requests import arguments_of, effort, given, lower, note, schema_words, thinking_tokens
 
 NAME = "gemini"
 UNSIGNED = "skip_thought_signature_validator"
@@ -33,7 +32,6 @@ ABOUT = frozenset(
 """What is told of an answer, beside its parts; it has no place in a request."""
 
 _BEFORE_3 = re.compile(r"(?:models/)?(?:gemini-(?:1|2|exp|pro-vision)\b|gemma|learnlm)")
-_TOKENS = {"low": 2048, "medium": 8192, "high": 24576}
 _OF_ANSWERS = ("tools", "toolConfig", "tool_config")
 _ALIKE = {"image/jpg": "image/jpeg", "audio/x-wav": "audio/wav", "audio/wave": "audio/wav", "audio/x-m4a": "audio/m4a"}
 _IN_ANSWERS = frozenset(("application/pdf", "image/png", "image/jpeg", "image/webp"))
@@ -66,8 +64,7 @@ def body(model: str, request: ModelRequest) -> dict[str, Any]:
         config["thinkingConfig"] = _thinking(model, request.thinking)
     if request.output_schema is not None and tools and is_before_3(model):
         # These refuse a schema beside tools: the model is told in words, and the run checks what it says.
-        schema = json.dumps(request.output_schema, ensure_ascii=False, default=dict)
-        system = f"{system}\n\nYour final answer is JSON alone, and follows this JSON schema: {schema}".strip()
+        system = f"{system}\n\n{schema_words(request.output_schema)}".strip()
     elif request.output_schema is not None:
         config |= {"responseMimeType": "application/json", "responseJsonSchema": request.output_schema}
     made: dict[str, Any] = {"contents": contents(model, request.messages)}
@@ -126,9 +123,7 @@ def _answer(model: str, message: Message) -> list[dict[str, Any]]:
             case Thinking() if signed and part.signature:
                 made.append({"text": part.text, "thought": True, "thoughtSignature": part.signature})
             case ToolCall():
-                # What was no JSON must go back as JSON, or the whole conversation is refused.
-                arguments = part.arguments if part.malformed is None else {"malformed_json": part.malformed}
-                call = {"id": part.call_id, "name": _name(part.name), "args": arguments}
+                call = {"id": part.call_id, "name": _name(part.name), "args": arguments_of(part)}
                 signature = {"thoughtSignature": part.signature} if signed and part.signature else {}
                 made.append({"functionCall": call, **signature})
             case Image() | Audio() | Document():
@@ -211,15 +206,14 @@ def _medium(part: Media) -> dict[str, Any] | None:
 def _thinking(model: str, wanted: ThinkingOption) -> dict[str, Any]:
     """A budget of tokens, or for Gemini 3 and later, a level; each is made of the other where it must."""
     if is_before_3(model):
-        tokens = wanted if isinstance(wanted, int) else _TOKENS[wanted]
+        tokens = thinking_tokens(wanted)
         return {"thinkingBudget": tokens, "includeThoughts": tokens != 0}
     if wanted == 0 and "flash" in model:
         return {"thinkingLevel": "MINIMAL"}  # only these can all but do without
-    if isinstance(wanted, int):
-        wanted = "low" if wanted <= 4096 else "medium" if wanted <= 16384 else "high"
-    if wanted == "medium" and "gemini-3-pro" in model:
-        wanted = "high"  # it has no level between
-    return {"thinkingLevel": wanted.upper(), "includeThoughts": True}
+    level = effort(wanted)
+    if level == "medium" and "gemini-3-pro" in model:
+        level = "high"  # it has no level between
+    return {"thinkingLevel": level.upper(), "includeThoughts": True}
 
 
 def _name(name: str) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import replace
+from functools import partial
 
 from nitinol.errors import ConfigurationError
 from nitinol.http import Http
@@ -102,12 +103,5 @@ class OpenAI:
         return self._endpoint.ask(http, answer, sent, classify=classify)
 
 
-def xai(
-    model: str,
-    *,
-    api_key: str | None = None,
-    base_url: str | None = None,
-    headers: Mapping[str, str] | None = None,
-) -> OpenAI:
-    """The entry point of `xai:`; as `OpenAI`, with xAI's address, key and dialect."""
-    return OpenAI(model, name="xai", api_key=api_key, base_url=base_url, headers=headers)
+xai = partial(OpenAI, name="xai")
+"""The entry point of `xai:`."""

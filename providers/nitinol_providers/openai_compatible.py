@@ -18,10 +18,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import replace
+from functools import partial
 
 from nitinol.errors import ConfigurationError
 from nitinol.http import Http
-from nitinol.provider import ModelInfo, ModelRequest, Provider, StreamPart
+from nitinol.provider import ModelInfo, ModelRequest, StreamPart
 from nitinol_providers import catalog
 from nitinol_providers.chat_answer import ChatAnswer
 from nitinol_providers.chat_request import body
@@ -87,46 +88,14 @@ class OpenAICompatible:
         return self._endpoint.ask(http, answer, sent, classify=classify, until=b"[DONE]")
 
 
-def deepseek(model: str) -> Provider:
-    """The entry point of `deepseek:`."""
-    return OpenAICompatible(model, name="deepseek")
-
-
-def groq(model: str) -> Provider:
-    """The entry point of `groq:`."""
-    return OpenAICompatible(model, name="groq")
-
-
-def llamacpp(model: str) -> Provider:
-    """The entry point of `llamacpp:`."""
-    return OpenAICompatible(model, name="llamacpp")
-
-
-def mistral(model: str) -> Provider:
-    """The entry point of `mistral:`."""
-    return OpenAICompatible(model, name="mistral")
-
-
-def ollama(model: str) -> Provider:
-    """The entry point of `ollama:`."""
-    return OpenAICompatible(model, name="ollama")
-
-
-def openai_compatible(model: str) -> Provider:
-    """The entry point of `openai-compatible:`."""
-    return OpenAICompatible(model)
-
-
-def openrouter(model: str) -> Provider:
-    """The entry point of `openrouter:`."""
-    return OpenAICompatible(model, name="openrouter")
-
-
-def together(model: str) -> Provider:
-    """The entry point of `together:`."""
-    return OpenAICompatible(model, name="together")
-
-
-def vllm(model: str) -> Provider:
-    """The entry point of `vllm:`."""
-    return OpenAICompatible(model, name="vllm")
+# The entry points of the vendors' prefixes.
+deepseek = partial(OpenAICompatible, name="deepseek")
+groq = partial(OpenAICompatible, name="groq")
+llamacpp = partial(OpenAICompatible, name="llamacpp")
+mistral = partial(OpenAICompatible, name="mistral")
+ollama = partial(OpenAICompatible, name="ollama")
+openrouter = partial(OpenAICompatible, name="openrouter")
+together = partial(OpenAICompatible, name="together")
+vllm = partial(OpenAICompatible, name="vllm")
+openai_compatible = OpenAICompatible
+"""What `openai-compatible:` means to an installation whose metadata are older."""

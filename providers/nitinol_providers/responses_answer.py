@@ -11,7 +11,8 @@ from nitinol.errors import MalformedResponse, ProviderError
 from nitinol.messages import DeltaKind, Message, Native, Part, StopReason, Text, Thinking
 from nitinol.provider import Delta, ModelRequest, ModelResponse, StreamPart, UsageSoFar
 from nitinol.usage import Usage
-from nitinol_providers.chat_answer import (
+from nitinol_providers.answers import (
+    BROKEN,
     as_text,
     chunk_error,
     count,
@@ -98,7 +99,7 @@ class ResponsesAnswer:
             if self._usage is not None and self._usage != before:
                 made.append(UsageSoFar(self._usage))
             return made
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except BROKEN as error:
             shown = data[:200].decode("utf-8", "replace")
             raise MalformedResponse(f"an event is none of the Responses API ({error}): {shown}") from None
 
@@ -125,7 +126,7 @@ class ResponsesAnswer:
             self._usage = read_usage(raw, items) or self._usage
 
     def _read_item(self, event: Mapping[str, Any], done: bool, made: list[StreamPart]) -> None:
-        raw = _object(event["item"])
+        raw = _checked_object(event["item"])
         as_text(raw["type"])
         key = self._key(event, raw.get("id"))
         item = self._items.get(key)
@@ -183,7 +184,7 @@ class ResponsesAnswer:
             reason = response.get("error") or {"message": f"the provider ended its answer with {kind}"}
             self._outcome = chunk_error(reason)
             return
-        output = [_object(raw) for raw in response.get("output") or ()]
+        output = [_checked_object(raw) for raw in response.get("output") or ()]
         for place, raw in enumerate(output):
             as_text(raw["type"])
             if place not in self._told and (raw.get("id") is None or raw["id"] not in self._told):
@@ -191,7 +192,7 @@ class ResponsesAnswer:
                 self._calls += raw["type"] == "function_call"
         if not output:
             output = [_grown(item) for item in self._items.values()]
-        reason = str(_object(response.get("incomplete_details") or {}).get("reason"))
+        reason = str(_checked_object(response.get("incomplete_details") or {}).get("reason"))
         end = _INCOMPLETE.get(reason, "other") if kind == "response.incomplete" else None
         parts, refused = self._parts(output, cut=end == "max_tokens" and _is_call(output[-1:]))
         calls = any(part.type == "tool_call" for part in parts)
@@ -253,7 +254,10 @@ def read_usage(raw: Mapping[str, Any], output: Iterable[Mapping[str, Any]] = ())
     cost = reported_cost(raw)
     if cost is None and not tells(raw, "input_tokens", "output_tokens", "total_tokens"):
         return None
-    came, went = _object(raw.get("input_tokens_details") or {}), _object(raw.get("output_tokens_details") or {})
+    came, went = (
+        _checked_object(raw.get("input_tokens_details") or {}),
+        _checked_object(raw.get("output_tokens_details") or {}),
+    )
     sent, total = count(raw.get("input_tokens")), count(raw.get("total_tokens"))
     return Usage(
         input_tokens=sent,
@@ -282,7 +286,7 @@ def _contents(raw: Mapping[str, Any]) -> list[tuple[dict[str, Any], str]]:
     """Of a message: each piece without its words, and the words."""
     made: list[tuple[dict[str, Any], str]] = []
     for content in raw.get("content") or ():
-        shape = dict(_object(content))
+        shape = dict(_checked_object(content))
         text = as_text(shape.pop("refusal" if as_text(shape["type"]) == "refusal" else "text", None))
         made.append((shape, text))
     return made
@@ -291,7 +295,7 @@ def _contents(raw: Mapping[str, Any]) -> list[tuple[dict[str, Any], str]]:
 def _thought(raw: Mapping[str, Any]) -> str:
     """Of a reasoning item: its summary, or else the thinking itself."""
     pieces = raw.get("summary") or raw.get("content") or ()
-    return "\n\n".join(as_text(_object(piece).get("text")) for piece in pieces)
+    return "\n\n".join(as_text(_checked_object(piece).get("text")) for piece in pieces)
 
 
 def _rest(raw: Mapping[str, Any], keep_id: bool) -> str | None:
@@ -337,7 +341,7 @@ def _checked(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     return raw
 
 
-def _object(value: Any) -> Mapping[str, Any]:
+def _checked_object(value: Any) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{value!r:.40} is no object")
     return cast("dict[str, Any]", value)

@@ -14,7 +14,7 @@ from typing import Any, cast
 from nitinol.messages import Audio, Document, Image, Media, Message, Native, Part, Text, Thinking, ToolAnswer, ToolCall
 from nitinol.provider import ModelRequest
 from nitinol.tool_spec import Tool
-from nitinol_providers.chat_request import (
+from nitinol_providers.requests import (
     answer_text,
     arguments_text,
     document_text,
