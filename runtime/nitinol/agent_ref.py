@@ -22,6 +22,7 @@ from nitinol.env import resolve
 from nitinol.errors import AgentStopped, ConfigurationError, NitinolError
 from nitinol.handle import RunHandle, Waiting, wait
 from nitinol.inputs import Cancel, Configure, Input, Look, Reset, Send, Stop
+from nitinol.journal.base import Head, Journal, head_of
 from nitinol.machine import GRACE
 from nitinol.messages import Message, Prompt, ToolCall, check_name, fault, to_message
 from nitinol.provider import Provider
@@ -37,7 +38,7 @@ AgentWord = Activity | Literal["starting", "restarting"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentStatus:
-    """A snapshot of a live agent, as committed."""
+    """A snapshot of a live agent, as committed. One whose log has not been read yet has turn and incarnation 0."""
 
     key: str
     agent: str
@@ -177,10 +178,9 @@ class AgentRef(Generic[OutT]):
 
     @property
     def current(self) -> RunHandle[OutT] | None:
-        """The run in progress. Never waits."""
-        self._system.check_process()
-        run = self._cell.committed.run
-        return None if run is None else self._handle(run.run_id)
+        """The run in progress, also one that another process has begun. Never waits."""
+        run_id = self._known()[0].run_id
+        return None if run_id is None else self._handle(run_id)
 
     # -- looking
 
@@ -196,23 +196,20 @@ class AgentRef(Generic[OutT]):
 
     def status(self) -> AgentStatus:
         """What it does now, as committed. Never waits, whatever the agent does."""
-        self._system.check_process()
-        cell = self._cell
-        state = cell.committed
-        run = state.run
+        head, state = self._known()
         return AgentStatus(
-            key=cell.key,
-            agent=state.agent,
-            state=WORDS.get(cell.life, state.activity),
+            key=self.key,
+            agent=head.agent,
+            state=WORDS.get(self._cell.life, head.state),
             incarnation=state.incarnation,
-            run_id=run.run_id if run else None,
-            turn=run.turn if run else 0,
-            pending_count=len(state.queue),
-            message_count=state.message_count,
-            usage=state.usage,
-            cost=state.cost,
-            started_at=state.started_at,
-            last_event_at=state.last_event_at,
+            run_id=head.run_id,
+            turn=state.run.turn if state.run else 0,
+            pending_count=head.open_runs - (head.run_id is not None),
+            message_count=head.messages,
+            usage=head.usage,
+            cost=head.cost,
+            started_at=head.started_at,
+            last_event_at=head.last_event_at,
         )
 
     def messages(self) -> tuple[Message, ...]:
@@ -229,13 +226,7 @@ class AgentRef(Generic[OutT]):
         Right after its start, an agent of a store has not read its log yet: then this call reads it.
         """
         self._system.check_process()
-        state = self._cell.committed
-        if self._is_unread():
-            with suppress(NitinolError):  # a log that cannot be read suspends or parks its agent, which tells why
-                log = self._system.journal.read(self.key)
-                state = AgentState(self.key, log[-1].agent, seq=log[0].seq - 1).fold(log) if log else state
-        run = state.run
-        return () if run is None else tuple(call.call for call in run.calls if call.stage == "approval")
+        return calls_that_wait(fold_of(self._system.journal, self.key) if self._is_unread() else self._cell.committed)
 
     def history(self) -> tuple[Message, ...]:
         """The transcript: every message, as the journal has it. Waits as `messages` does."""
@@ -274,6 +265,19 @@ class AgentRef(Generic[OutT]):
         self._system.check_process()
         state = self._cell.committed
         return None if self._is_unread() or len(state.transcript) != state.message_count else state
+
+    def _known(self) -> tuple[Head, AgentState]:
+        """The committed state, in one row and in full; as long as its log has not been read, the row is the journal's."""
+        self._system.check_process()
+        found = None
+        if self._is_unread():
+            journal = self._system.journal
+            with suppress(NitinolError):  # a store that cannot be read suspends or parks its agent, which tells why
+                found = journal.head(self.key) if journal.durable else head_of(fold_of(journal, self.key))
+        state = self._cell.committed  # after the look whether it is there
+        if found is None or found.agent != self._cell.definition.name:  # which it cannot be
+            found = head_of(state)
+        return found, state
 
     def _is_unread(self) -> bool:
         """Whether its log has not been read yet. One that is suspended by its store has been."""
@@ -421,6 +425,21 @@ class AgentRef(Generic[OutT]):
         for run_id in run_ids:
             self._cell.submit(Cancel(run_id=run_id, by="stop"))
         return [self._handle(run_id) for run_id in run_ids]
+
+
+def fold_of(journal: Journal, key: str) -> AgentState:
+    """What a log says of an agent, without its definition: nothing, where it cannot be read."""
+    state = AgentState(key, "")
+    with suppress(NitinolError):
+        log = journal.read(key)
+        if log:
+            state = AgentState(key, log[-1].agent, seq=log[0].seq - 1).fold(log)
+    return state
+
+
+def calls_that_wait(state: AgentState) -> tuple[ToolCall, ...]:
+    """Those of the run in progress that wait for a person."""
+    return () if state.run is None else tuple(call.call for call in state.run.calls if call.stage == "approval")
 
 
 WORDS: dict[Life, AgentWord] = {

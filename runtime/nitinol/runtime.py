@@ -21,7 +21,7 @@ from nitinol.actors.children import SupervisorChild
 from nitinol.actors.supervisor import Child
 from nitinol.actors.system import Outline, System
 from nitinol.agent import Agent, check_budget
-from nitinol.agent_ref import ELSEWHERE, WORDS, AgentRef
+from nitinol.agent_ref import ELSEWHERE, WORDS, AgentRef, calls_that_wait, fold_of
 from nitinol.budget import Budget
 from nitinol.child_ref import ChildRef, SupervisorRef, add, ref_to, to_child
 from nitinol.env import Env
@@ -32,7 +32,7 @@ from nitinol.journal.base import head_of, taken
 from nitinol.journal.bill import By, Spent
 from nitinol.journal.transfer import AgentLog, Export, export_lines, read_export, renamed
 from nitinol.logs import get_logger
-from nitinol.messages import check_name
+from nitinol.messages import ToolCall, check_name
 from nitinol.result import OutT, RunResult
 from nitinol.usage import is_count
 
@@ -40,6 +40,8 @@ EXIT = 1.0
 """Seconds that runtimes which nobody has stopped have to suspend their runs in, when the interpreter ends."""
 LATE = 1.0
 """Seconds that a stop may take beyond `shutdown`."""
+UNKNOWN = "whose definition is not known here; give it as agents=, or rt.start it"
+"""An agent that only the store knows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,19 +190,23 @@ class Runtime:
         """The live agent of a key. Never waits.
 
         Raises:
-            NotFound: No agent lives there.
+            NotFound: No agent lives there; or the store has one, and its definition was not given as `agents=`.
         """
         self._system.check()
         cell = self._system.stored(key)
         if cell is None:
-            raise NotFound(f"no agent lives at {key!r}; rt.start(agent, key={key!r}) starts one")
+            head = self._system.journal.head(key)
+            if head is None:
+                raise NotFound(f"no agent lives at {key!r}; rt.start(agent, key={key!r}) starts one")
+            raise NotFound(f"{key!r} is an agent {head.agent!r} in the store, {UNKNOWN}")
         return AgentRef(self._system, cell, cell.definition.output)
 
     def agents(self, pattern: str = "*") -> list[AgentRef[Any]]:
         """The live agents whose key matches a shell pattern, in order of their keys. Never waits.
 
         Those that this process has not opened yet, idle or waiting for an approval since before it began, are not among
-        them: `get` opens one, and `Runtime(store, read_only=True).agents()` has every agent of the store.
+        them: `get` opens one, `pending_approvals` finds those that wait, and `Runtime(store, read_only=True).agents()` has
+        every agent of the store.
         """
         self._system.check()
         cells = sorted(self._system.everyone().items())
@@ -220,10 +226,47 @@ class Runtime:
             raise NotFound(f"no run {run_id!r} is known here")
         cell = self._system.stored(found[0])
         if cell is None:
-            raise NotFound(
-                f"run {run_id!r} is one of {found[0]!r}, whose definition is not known here; give it as agents=, or rt.start it"
-            )
+            raise NotFound(f"run {run_id!r} is one of {found[0]!r}, {UNKNOWN}")
         return RunHandle(self._system, cell, run_id, cell.definition.output)
+
+    def pending_approvals(self, pattern: str = "*") -> dict[str, tuple[ToolCall, ...]]:
+        """The tool calls that wait for a person, of all agents, live or only in the store. Wakes nobody.
+
+        Reads the logs of those that wait and have not been opened yet, as they are since before a restart.
+        `rt.get(key).current.approve(call_id)` lets one go on. A parked agent takes no decision, and is not among them.
+
+        Args:
+            pattern: Only of agents whose key matches this shell pattern.
+
+        Returns:
+            Key to calls, in order of keys.
+
+        Raises:
+            StorageFailed: The store cannot be read.
+        """
+        with Waiting(self._system, "pending_approvals", "await rt.apending_approvals(…)", instead=None):
+            return self._pending_approvals(pattern)
+
+    async def apending_approvals(self, pattern: str = "*") -> dict[str, tuple[ToolCall, ...]]:
+        """As `pending_approvals`. The store is read on another thread."""
+        return await asyncio.to_thread(self._pending_approvals, pattern)
+
+    def _pending_approvals(self, pattern: str) -> dict[str, tuple[ToolCall, ...]]:
+        system = self._system
+        system.check()
+        journal, cells = system.journal, system.cells.copy()
+        waits = [
+            head.key for head in journal.heads() if head.run_id is not None and head.state in ("paused", "stopped")
+        ]
+        found: dict[str, tuple[ToolCall, ...]] = {}
+        for key in waits if journal.durable else sorted(cells):
+            if fnmatchcase(key, pattern):
+                cell = cells.get(key)
+                live = None if cell is None else AgentRef(system, cell, None)
+                calls = calls_that_wait(fold_of(journal, key)) if live is None else live.pending_approvals()
+                if calls:
+                    found[key] = calls
+        return found
 
     def forget(self, key: str) -> None:
         """Drop an agent and its log, live or only in the store. Its bill stays in the store.
@@ -362,7 +405,8 @@ class Runtime:
                 how many), `"close"` ends the subscription.
 
         Raises:
-            ValueError: A pattern matches no event type, or the cursor is of another store.
+            ValueError: A pattern matches no event type, or the cursor is past the end of the log, so of another store. One of
+                another store that is not past the end cannot be told from one of this.
         """
         self._system.check()
         if maxsize < 1:

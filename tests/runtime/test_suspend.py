@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +13,8 @@ from tests.logs_of import SOON, assert_valid, log_of, types_of
 
 from nitinol import Agent, ModelRequest, Runtime, tool
 from nitinol.env import Env
-from nitinol.errors import RuntimeStopped
+from nitinol.errors import NotFound, RuntimeStopped
+from nitinol.journal.sqlite import SqliteJournal
 from nitinol.testing import Answer, ScriptedProvider, call, gate, say
 
 
@@ -184,3 +186,105 @@ def test_a_live_subscriber_of_a_second_process_starts_where_the_first_ended(path
     with Runtime(path, drain=0.0) as rt, rt.subscribe("custom") as live:
         rt.publish("first")
         assert live.get(SOON).position > end
+
+
+@tool(approval=True)
+def launch(where: str) -> str:
+    """Launch it."""
+    return f"landed on {where}"
+
+
+def flight(request: ModelRequest) -> Answer:
+    """Asks for the launch, then tells of it."""
+    return "done" if request.messages[-1].role == "tool" else call("launch", call_id="c", where="the moon")
+
+
+PILOT = Agent(name="pilot", model=ScriptedProvider(flight), tools=[launch], deadline=60.0)
+
+
+@pytest.fixture
+def waiting(path: Path) -> str:
+    """Runs of two agents that wait for an approval since the last process, one with another behind it; the first's id."""
+    with Runtime(path, drain=0.0) as rt, rt.subscribe("run.paused") as pauses:
+        run_id = rt.start(PILOT, key="pilot/1").send("go").run_id
+        rt.start(PILOT, key="pilot/2").send("go")
+        for _ in range(2):
+            pauses.get(SOON)
+        rt.get("pilot/1").send("and again")
+        rt.start(scout(["hi"]), key="scout/1").ask("hi", timeout=SOON)
+    return run_id
+
+
+@pytest.mark.parametrize("start", [False, True])
+def test_the_run_of_one_that_is_being_opened_is_known(
+    path: Path, waiting: str, start: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long its log takes to read: the store's head tells, and the run can be approved at once."""
+    opens: list[Any] = []
+    open_now = SqliteJournal.open
+
+    def open_later(*args: Any) -> None:
+        opens.append(args)
+
+    monkeypatch.setattr(SqliteJournal, "open", open_later)
+    with Runtime(path, agents=[PILOT], drain=0.0) as rt:
+        ref = rt.start(PILOT, key="pilot/1") if start else rt.get("pilot/1")
+        status = ref.status()
+        assert (status.state, status.run_id, status.pending_count, status.message_count) == ("starting", waiting, 1, 2)
+        assert status.usage.output_tokens
+        assert status.last_event_at
+        assert [pending.call_id for pending in ref.pending_approvals()] == ["c"]
+        assert rt.pending_approvals("*/1").keys() == {"pilot/1"}
+        assert ref.current is not None
+        monkeypatch.undo()
+        with ThreadPoolExecutor(1) as pool:
+            approved = pool.submit(ref.current.approve, "c", by="kim")
+            for args in opens:
+                rt._system.core.call(open_now, *args)  # pyright: ignore[reportPrivateUsage] # the loop that opens
+            approved.result(SOON)
+        assert rt.handle(waiting).result(SOON).text == "done"
+
+
+def test_a_key_of_another_agent_has_no_run_for_this_one(path: Path, waiting: str) -> None:
+    """It is about to be parked."""
+    with Runtime(path, drain=0.0) as rt:
+        ref = rt.start(scout(["hi"]), key="pilot/1")
+        assert (ref.current, ref.status().agent, ref.status().run_id) == (None, "scout", None)
+
+
+def test_all_that_wait_for_a_person_are_found_after_a_restart(path: Path, waiting: str) -> None:
+    """Without opening one; beside the owner, too, and without definitions."""
+    with Runtime(path, agents=[PILOT], drain=0.0) as rt:
+        for found in (rt.pending_approvals(), asyncio.run(rt.apending_approvals())):
+            assert {key: [each.arguments for each in calls] for key, calls in found.items()} == {
+                "pilot/1": [{"where": "the moon"}],
+                "pilot/2": [{"where": "the moon"}],
+            }
+        assert list(rt.pending_approvals("*/2")) == ["pilot/2"]
+        assert rt.agents() == [], "nobody was opened"
+        with Runtime(path, read_only=True) as beside:
+            assert beside.pending_approvals() == rt.pending_approvals()
+        for key, calls in rt.pending_approvals("*/2").items():
+            handle = rt.get(key).current
+            assert handle is not None
+            handle.approve(calls[0].call_id)
+            assert handle.result(SOON).text == "done"
+        assert list(rt.pending_approvals()) == ["pilot/1"]
+    with Runtime(path, drain=0.0) as rt:
+        assert list(rt.pending_approvals()) == ["pilot/1"], "no definition is needed to look"
+        with pytest.raises(
+            NotFound, match="an agent 'pilot' in the store, whose definition is not known here; give it"
+        ):
+            rt.get("pilot/1")
+        with pytest.raises(NotFound, match="no agent lives at 'pilot/3'"):
+            rt.get("pilot/3")
+    assert waiting
+
+
+def test_what_waits_in_memory_is_found() -> None:
+    """Live agents alone."""
+    with Runtime() as rt, rt.subscribe("run.paused") as pauses:
+        rt.start(PILOT, key="pilot/1").send("go")
+        rt.start(scout(["hi"]), key="scout/1")
+        pauses.get(SOON)
+        assert [(key, calls[0].name) for key, calls in rt.pending_approvals().items()] == [("pilot/1", "launch")]
