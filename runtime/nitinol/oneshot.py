@@ -78,8 +78,11 @@ def run(
 
     Returns:
         The result, whatever its status.
+
+    Raises:
+        ConfigurationError: A tool waits for an approval without end, which nobody could give here.
     """
-    shot = _OneShot(prompt, agent, messages, options)
+    shot = _OneShot(prompt, agent, messages, options, is_ours=True)
     began = shot.system.env.monotonic()
     with Waiting(shot.system, "run", "await arun(…)"):
         try:
@@ -133,7 +136,7 @@ async def arun(
     **options: Any,
 ) -> RunResult[Any]:
     """As `run`, for coroutines of any loop. A cancelled task cancels the run."""
-    shot = _OneShot(prompt, agent, messages, options)
+    shot = _OneShot(prompt, agent, messages, options, is_ours=True)
     scope = asyncio.timeout(timeout)
     try:
         async with scope:
@@ -183,9 +186,17 @@ class _OneShot:
     """A run of an agent of its own, which lives as long as the run's handle."""
 
     def __init__(
-        self, prompt: Prompt | None, agent: Agent[Any] | None, messages: Sequence[Message], options: dict[str, Any]
+        self,
+        prompt: Prompt | None,
+        agent: Agent[Any] | None,
+        messages: Sequence[Message],
+        options: dict[str, Any],
+        *,
+        is_ours: bool = False,
     ) -> None:
         runtime, definition = default_runtime(), _definition(agent, options)
+        if is_ours:
+            _check_approvals(definition)
         self.ref = runtime.start(definition)
         self.system = self.ref._system
         self._handed = False
@@ -230,6 +241,17 @@ def _definition(agent: Agent[Any] | None, options: dict[str, Any]) -> Agent[Any]
     if options:
         raise TypeError(f"{', '.join(options)} cannot stand beside an Agent; use agent.replace(…)")
     return agent
+
+
+def _check_approvals(definition: Agent[Any]) -> None:
+    """Nobody holds the handle that could approve a call, and the deadline's clock stands still while one waits."""
+    for tool in definition.tools:
+        if tool.approval is not None and tool.approval.timeout is None:
+            raise ConfigurationError(
+                f"tool {tool.name!r} waits for an approval without end, which nobody can give to run() or arun(); use stream()"
+                " or a Runtime, whose handles approve, or tool.replace(approval=…) with"
+                ' Approval(timeout=…, default="deny" or "approve"), or with False'
+            )
 
 
 def default_runtime() -> Runtime:

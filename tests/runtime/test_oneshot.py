@@ -13,7 +13,7 @@ import pydantic
 import pytest
 from tests.logs_of import SOON
 
-from nitinol import Agent, RunHandle, RunResult, arun, run, stream, tool
+from nitinol import Agent, Approval, RunHandle, RunResult, arun, run, stream, tool
 from nitinol.errors import AuthenticationFailed, ConfigurationError, ConnectionFailed, RunFailed
 from nitinol.hooks import Halt, HookContext, Hooks
 from nitinol.http import Http
@@ -486,6 +486,34 @@ def test_every_model_can_be_overridden() -> None:
     with override_model(script):
         assert run("Hi", model="anthropic:claude-sonnet-4-6").text == "Hello!"
     script.assert_exhausted()
+
+
+def test_a_tool_that_would_wait_for_ever_for_an_approval_is_refused() -> None:
+    """By `run` and `arun`, at once: nobody holds a handle that approves. `stream` gives one; a timeout needs nobody."""
+
+    @tool(approval=True)
+    def pay() -> str:
+        """Pay."""
+        return "paid"
+
+    def script() -> ScriptedProvider:
+        return ScriptedProvider([call("pay", call_id="c"), "done"])
+
+    agents = len(default_runtime().agents())
+    with pytest.raises(ConfigurationError, match=r"tool 'pay' waits for an approval.*stream\(\).*Approval\(timeout="):
+        run("Pay", model=script(), tools=[pay], deadline=2)
+    with pytest.raises(ConfigurationError, match="tool 'pay' waits for an approval"):
+        asyncio.run(arun("Pay", Agent(name="a", model=script(), tools=[pay])))
+    assert len(default_runtime().agents()) <= agents, "nobody was started"
+
+    soon = pay.replace(approval=Approval(timeout=0.01, default="approve"))
+    assert run("Pay", model=script(), tools=[soon], timeout=SOON).tool_calls[0].text == "paid"
+    assert run("Pay", model=script(), tools=[pay.replace(approval=False)], timeout=SOON).tool_calls[0].text == "paid"
+    with stream("Pay", model=script(), tools=[pay]) as handle:
+        for event in handle:
+            if event.type == "approval.requested":
+                handle.approve("c")
+        assert handle.result(SOON).text == "done"
 
 
 def test_many_one_shots_run_at_once() -> None:
