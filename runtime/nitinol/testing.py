@@ -240,7 +240,10 @@ class ScriptedProvider:
 def override_model(
     provider: ScriptedProvider | providers.Provider,
 ) -> Generator[ScriptedProvider | providers.Provider, None, None]:
-    """Put a provider in the place of every model in the process: no real request, no key needed, no retry delay."""
+    """Put a provider in the place of every model in the process: no real request, no key needed, no retry delay.
+
+    Without `prices=` of its own, it is refused by no budget of money, and no such budget counts it.
+    """
     providers.push_override(provider)
     try:
         yield provider

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast, get_type_hints, overload
 
@@ -229,6 +230,7 @@ class Tool:
         Raises:
             TypeError: There is no such option.
         """
+        _check_options(options)
         return Tool(options.pop("function", self.function), **{**self._options(), **options})
 
     def __reduce__(self) -> Any:
@@ -276,6 +278,15 @@ class Tool:
         return bound
 
 
+def _check_options(given: Mapping[str, Any]) -> None:
+    known = list(inspect.signature(Tool).parameters)
+    for option in given:
+        if option not in known:
+            near = get_close_matches(option, known, 1)
+            hint = f"did you mean {near[0]}=? " if near else ""
+            raise TypeError(f"a tool has no option {option}=; {hint}Its options: {', '.join(known[1:])}")
+
+
 def _make(function: Callable[..., Any], options: dict[str, Any]) -> Tool:
     return Tool(function, **options)
 
@@ -303,8 +314,9 @@ def tool(function: Callable[..., Any] | None = None, /, **options: Any) -> Tool 
     Raises:
         TypeError: A parameter has no hint, or is `*args`, `**kwargs` or positional-only; or there is no such option.
     """
+    _check_options(options)
     if function is not None:
-        return Tool(function)
+        return Tool(function, **options)
 
     def make(function: Callable[..., Any]) -> Tool:
         return Tool(function, **options)

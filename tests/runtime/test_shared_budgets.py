@@ -14,7 +14,7 @@ from nitinol import Agent, Budget, HookContext, Hooks, Prices, Retry, Runtime, e
 from nitinol.errors import ConfigurationError, ReadOnly
 from nitinol.messages import Message, Text
 from nitinol.provider import ModelRequest, ModelResponse
-from nitinol.testing import Answer, ScriptedProvider, crash, fail, gate, say
+from nitinol.testing import Answer, ScriptedProvider, crash, fail, gate, override_model, say
 from nitinol.usage import Usage
 
 PRICES = Prices(input="0", output="1000")
@@ -170,6 +170,18 @@ def test_a_model_without_a_price_is_refused_under_money() -> None:
         assert (allowed.text, allowed.cost) == ("free?", None)
     with Runtime(budget=Budget(tokens=100_000)) as rt:
         assert rt.start(agent, key="k").ask("go", timeout=SOON).text == "free?", "tokens need no price"
+
+
+def test_a_model_that_stands_in_for_another_needs_no_price(caplog: pytest.LogCaptureFixture) -> None:
+    """Under `override_model` it costs nothing; with prices of its own it costs, and budgets hold."""
+    agent = Agent(name="a", model="anthropic:claude-sonnet-4-6", budget=Budget(cents=1), max_output_tokens=300)
+    with override_model(ScriptedProvider(hello)), Runtime(budget=Budget(usd=1)) as rt:
+        result = rt.start(agent, key="k").ask("go", timeout=SOON)
+        assert (result.status, result.cost) == ("completed", None)
+    assert "no price" not in caplog.text
+    dear = Prices(input="30000", output="15")
+    with override_model(ScriptedProvider(hello, prices=dear)), Runtime() as rt:
+        assert rt.start(agent, key="k").ask("go", timeout=SOON).status == "budget_exceeded"
 
 
 # ---- a key

@@ -406,3 +406,16 @@ def test_any_json_like_value_becomes_a_result_that_can_be_stored(value: Any) -> 
     result = to_result(value)
     stored = json.dumps([result.text, result.data], ensure_ascii=False, allow_nan=False).encode()
     assert json.loads(stored) == [result.text, result.data]
+
+
+def test_an_unknown_option_names_the_nearest() -> None:
+    """Before the function is known, and in a copy."""
+    options: dict[str, Any] = {"aproval": True}
+    with pytest.raises(
+        TypeError, match=r"a tool has no option aproval=; did you mean approval=\? Its options: name, .*callers"
+    ):
+        tool(**options)
+    with pytest.raises(TypeError, match="a tool has no option aproval=; did you mean approval="):
+        Tool(to_result, parameters={}).replace(**options)
+    with pytest.raises(TypeError, match="a tool has no option colour=; Its options: name"):
+        tool(colour="red")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]

@@ -383,8 +383,8 @@ class _Attempt:
         return limited or self.gateway.ledger.limits_money
 
     def _check_unpriced(self) -> None:
-        """A model without a price under a budget of money."""
-        if not self._limits_money():
+        """A model without a price under a budget of money. One that stands in for another in a test costs nothing."""
+        if providers.overridden() is not None or not self._limits_money():
             return
         if self.agent.on_unpriced == "block":
             raise ConfigurationError(
