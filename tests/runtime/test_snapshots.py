@@ -55,6 +55,18 @@ def talk_on(store: Store, state: AgentState, epoch: int, count: int, text: str =
     return state
 
 
+@pytest.mark.parametrize("count", [snapshots.EVERY - 1, snapshots.EVERY])
+def test_what_reads_them_is_made_as_the_store_is_opened(path: Path, count: int) -> None:
+    """In the caller's thread, and not on the loop that reads; where there is none, it is not made."""
+    with closing(Store(path)) as store:
+        talk(store, count)
+    made = (snapshots._kept, snapshots._said)  # pyright: ignore[reportPrivateUsage] # who is built when is what is tested
+    for make in made:
+        make.cache_clear()
+    with closing(Store(path)):
+        assert [make.cache_info().currsize for make in made] == [int(count == snapshots.EVERY)] * 2
+
+
 def folded(opening: Opening, key: str = "k") -> AgentState:
     """What an agent makes of it."""
     return (opening.state or AgentState(key, "a", seq=opening.base_seq)).fold(opening.events)

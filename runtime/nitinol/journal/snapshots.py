@@ -51,6 +51,13 @@ def save(connection: sqlite3.Connection, state: AgentState) -> int:
     return len(body)
 
 
+def get_ready(connection: sqlite3.Connection) -> None:
+    """Make what reads snapshots, if there is one to read: it takes too long for the loop that will read it."""
+    if connection.execute("SELECT 1 FROM snapshots LIMIT 1").fetchone() is not None:
+        _kept()
+        _said()
+
+
 def load(connection: sqlite3.Connection, key: str) -> AgentState | None:
     """The last snapshot of a key with its conversation, if this version can read both."""
     found = connection.execute("SELECT seq, body FROM snapshots WHERE key = ? AND fold = ?", (key, FOLD)).fetchone()

@@ -100,7 +100,9 @@ class SqliteJournal(StoreReader):
         self._let_go_of_file = self._disk.own(self.path)
         try:
             with in_sqlite:
-                prepare(self._connect(), self.path)
+                connection = self._connect()
+                prepare(connection, self.path)
+                snapshots.get_ready(connection)
         except BaseException as error:
             self._let_go()
             if isinstance(error, sqlite3.Error):
