@@ -39,7 +39,8 @@ def add_commands(commands: Any) -> None:
     def add(name: str, command: Command, help: str) -> argparse.ArgumentParser:
         verb = cast("argparse.ArgumentParser", commands.add_parser(name, help=help))
         verb.set_defaults(command=partial(_flushed, command))
-        verb.add_argument("store", help="the file of a store, such as agents.db")
+        store = verb.add_argument("store", help="the file of a store, such as agents.db")
+        store.required = command is not _log  # whose --type may have taken it with what is meant for it
         return verb
 
     log = add("log", _log, "show what happened in a store, a line an event")
@@ -96,6 +97,8 @@ def _open(options: argparse.Namespace) -> closing[ReadOnlyJournal]:
 def _log(options: argparse.Namespace) -> int:
     from nitinol.actors.bus import matching_types
 
+    if options.store is None:
+        options.store = _store_among(options.type)
     try:
         types = matching_types(options.type)
     except ValueError as error:
@@ -119,6 +122,23 @@ def _log(options: argparse.Namespace) -> int:
     return 0
 
 
+def _store_among(types: list[str]) -> str:
+    """The store, which `--type` has taken with its patterns: the one word that is none."""
+    from nitinol.actors.bus import matching_types
+
+    def is_pattern(word: str) -> bool:
+        try:
+            return bool(matching_types([word]))
+        except ValueError:
+            return False
+
+    words = [word for word in types if not is_pattern(word)]
+    if len(words) != 1:
+        raise ConfigurationError("which store? write it first: nitinol log agents.db --type 'tool.*' 'run.*'")
+    types.remove(words[0])
+    return words[0]
+
+
 def _events(store: ReadOnlyJournal, options: argparse.Namespace) -> Iterator[Event]:
     """At least those that are wanted."""
     if options.run is not None:
@@ -127,7 +147,7 @@ def _events(store: ReadOnlyJournal, options: argparse.Namespace) -> Iterator[Eve
             raise NotFound(f"no run {options.run!r} is known in store {options.store!r}")
         return _pages(lambda last: store.read(found[0], last.seq if last else found[1] - 1, PAGE))
     key: str | None = options.key
-    if key is not None and not any(char in key for char in "*?["):
+    if key is not None and not _is_glob(key):
         if store.head(key) is None:
             raise NotFound(f"no agent has a log at {key!r} in store {options.store!r}; see `nitinol agents`")
         return _pages(lambda last: store.read(key, last.seq if last else 0, PAGE))
@@ -194,6 +214,8 @@ def _agents(options: argparse.Namespace) -> int:
     with _open(options) as store:
         heads = [head for head in store.heads() if fnmatchcase(head.key, options.pattern)]
         bill = [spent for key, spent in store.spent("key").items() if fnmatchcase(key, options.pattern)]
+    if not bill:
+        _check_found(heads, options.pattern, options.store)
     total = _total(bill)
     if options.json:
         usage = {name: value for name, value in _plain(total.usage).items() if value is not None}
@@ -218,6 +240,15 @@ def _agents(options: argparse.Namespace) -> int:
         f" the bill: {terminal.show_tokens(total.usage)}, {terminal.show_cost(total.priced)}{_unpriced(total)}"
     )
     return 0
+
+
+def _check_found(heads: Sequence[Head], pattern: str, store: str) -> None:
+    if not heads and not _is_glob(pattern):
+        raise NotFound(f"no agent has the key {pattern!r} in store {store!r}; `nitinol agents {store}` shows all")
+
+
+def _is_glob(pattern: str) -> bool:
+    return any(char in pattern for char in "*?[")
 
 
 def _head_data(head: Head) -> dict[str, Any]:
@@ -311,6 +342,7 @@ def _tree(options: argparse.Namespace) -> int:
     with _open(options) as store:
         heads = [head for head in store.heads() if fnmatchcase(head.key, options.key)]
         pasts = store.pasts()
+    _check_found(heads, options.key, options.store)
     agents = [_Branch(head, pasts.get(head.key) or Past()) for head in heads]
     owner = owner_of(path_of(options.store).resolve())
     if options.json:

@@ -144,6 +144,7 @@ def test_log_commands_no_terminal(tmp_path: Path, capsys: Capture) -> None:
         (["--run", "nobody's"], 'no run "nobody\'s" is known in store'),
         (["--key", "nobody"], "no agent has a log at 'nobody' in store .*; see `nitinol agents`"),
         (["--type", "nope.*"], "--type: no event type matches 'nope"),
+        (["--type", "tool.*", "nope.*"], "--type: no event type matches 'nope"),
         (["--after", "99999"], "--after 99999 is no position of this store, whose last is"),
         (["--after", "-1"], "--after -1 is no position"),
         (["--after", "99999", "--follow"], "--after: after=99999 is no position"),
@@ -233,7 +234,7 @@ def test_agents_shows_each_and_the_bill(path: Path, capsys: Capture) -> None:
     spent = audit(path).spent
     assert lines[-1].startswith(f"3 agents, 3 open runs; the bill: {spent.usage.input_tokens} tokens in, ")
     assert shown(capsys, "agents", path, "waiter/*")[-1].startswith("1 agent, 2 open runs; the bill: ")
-    nobody = shown(capsys, "agents", path, "nobody")
+    nobody = shown(capsys, "agents", path, "nobody/*")
     assert nobody == ["0 agents, 0 open runs; the bill: 0 tokens in, 0 out, $0.0000"]
 
 
@@ -284,7 +285,7 @@ def test_tree_shows_each_agent(path: Path, capsys: Capture) -> None:
         ["└─ waiter/1", "waiter", "stopped", "incarnation 1, 2 open runs"],
     ]
     assert len(shown(capsys, "tree", path, "--key", "waiter/*")) == 3
-    assert shown(capsys, "tree", path, "--key", "nobody")[1:] == ["└─ agents: 0 agents, 0 open runs"]
+    assert shown(capsys, "tree", path, "--key", "nobody/*")[1:] == ["└─ agents: 0 agents, 0 open runs"]
 
 
 def test_tree_beside_an_owner_and_after_its_death(beside: Owner, tmp_path: Path, capsys: Capture) -> None:
@@ -517,3 +518,20 @@ def test_a_corrupt_store_is_one_line(path: Path, capsys: Capture) -> None:
             _, err = capsys.readouterr()
             assert status in (0, 1)
             assert err.count("\n") <= 1, err
+
+
+def test_types_may_stand_before_the_store(path: Path, capsys: Capture) -> None:
+    """Which `--type` takes for one of its patterns."""
+    wanted = shown(capsys, "log", path, "--type", "run.*", "tool.*")
+    assert shown(capsys, "log", "--type", "run.*", "tool.*", path) == wanted
+    assert shown(capsys, "log", "--type", "run.*", "--type", "tool.*", path) == wanted
+    assert shown(capsys, "log", "--type", "run.*", "tool.*", "--after", 0, path) == wanted
+    assert "which store? write it first" in complaint(capsys, "log", "--type", "run.*", "tool.*")
+    assert "which store? write it first" in complaint(capsys, "log", "--type", "nope.*", path)
+
+
+def test_a_key_that_nobody_has_is_said(path: Path, capsys: Capture) -> None:
+    """As by `log`; what is left of the bill of one that was forgotten is shown."""
+    for verb in (["agents", path, "nobody"], ["tree", path, "--key", "nobody"], ["agents", path, "nobody", "--json"]):
+        assert re.search("no agent has the key 'nobody' in store .*; `nitinol agents", complaint(capsys, *verb))
+    assert shown(capsys, "agents", path, "gone")[-1].startswith("0 agents")
