@@ -515,8 +515,16 @@ def _exceed(d: Decision, refusal: Refusal) -> None:
     scope = refusal.scope.partition(":")[0]
     d.finish(
         "budget_exceeded",
-        f"the {scope}'s budget of {refusal.limit} does not hold the next request, which may need {refusal.needed}",
+        f"the {scope}'s budget of {refusal.limit} does not hold the next request, which may need {refusal.needed}, even"
+        f" with a short answer; spent: {refusal.spent}. {_MORE[scope].format(key=d.state.key)}",
     )
+
+
+_MORE = {
+    "run": "Agent(budget=) or send(budget=) gives a run more.",
+    "key": "rt.start(agent, key={key!r}, budget=…) gives the key more.",
+    "store": "Runtime(budget=) gives all of them more.",
+}
 
 
 def _answered(d: Decision, input: Answered) -> None:
