@@ -18,7 +18,7 @@ from nitinol_providers.anthropic_answer import MessagesAnswer
 from nitinol_providers.anthropic_models import abilities
 from nitinol_providers.anthropic_output import output
 from nitinol_providers.anthropic_request import PROVIDER, body, headers
-from nitinol_providers.endpoint import check_options, checked_url, endpoint, lowered
+from nitinol_providers.endpoint import check_options, checked_url, endpoint, lowered, variable
 
 _URL = "https://api.anthropic.com"
 
@@ -90,10 +90,10 @@ class Anthropic:
 
 
 def _authorization(api_key: str | None) -> dict[str, str]:
-    key = (api_key if api_key is not None else os.environ.get("ANTHROPIC_API_KEY", "")).strip()
+    key = (api_key if api_key is not None else variable("ANTHROPIC_API_KEY")).strip()
     if key or api_key is not None:
         return {"x-api-key": key} if key else {}
-    token = os.environ.get("ANTHROPIC_AUTH_TOKEN", "").strip()
+    token = variable("ANTHROPIC_AUTH_TOKEN")
     return {"authorization": f"Bearer {token}"} if token else {}
 
 

@@ -23,7 +23,10 @@ MAX_TOKENS = 4096
 VERSION, VERSION_WITH_SAMPLING = "2026-10-21", "2023-06-01"
 """The version of the API; and the last that takes a temperature."""
 
-_OF_ANSWERS = ("tools", "tool_choice", "thinking", "output_config", "output_format", "container", "mcp_servers")
+_OF_ANSWERS = re.compile(
+    "tools|tool_choice|container|mcp_servers|output_config|output_format|thinking|context_management"
+)
+"""What an answer may call, what it must be, and how it thinks: `context_management` may clear thinking, which must then be on."""
 _LEAST_BUDGET = 1024
 _BREAKPOINTS = 4
 _PICTURES = {

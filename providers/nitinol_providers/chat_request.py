@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -28,7 +29,11 @@ from nitinol_providers.vendors import Vendor
 _SOUND = {"audio/wav": "wav", "audio/x-wav": "wav", "audio/wave": "wav", "audio/mpeg": "mp3", "audio/mp3": "mp3"}
 _LONGEST_ID = 40
 """OpenAI's limit; another server's ids, and ours, may be longer."""
-_OF_ANSWERS = ("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call", "response_format")
+_OF_ANSWERS = re.compile(
+    "tools|tool_choice|parallel_tool_calls|functions|function_call|plugins|web_search_options"
+    "|response_format|structured_outputs|guided_.*|grammar|json_schema|modalities|audio|prediction|n|min_tokens"
+)
+"""What an answer may call, and what it must be, in any server's words."""
 
 
 def body(vendor: Vendor, model: str, request: ModelRequest) -> dict[str, Any]:

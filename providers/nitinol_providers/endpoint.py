@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from nitinol.errors import ConfigurationError, MissingKey, ProviderError
 from nitinol.http import Http, drain
 from nitinol.http_errors import Classify, redact, without_secrets
 from nitinol.provider import ModelResponse, StreamPart, account_of
+
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_TEXT = re.compile(r"[\t -~]*")
 
 
 class Answer(Protocol):
@@ -99,6 +103,8 @@ def check_options(provider: str, example: str, model: object, headers: object, *
     for option, value in {"model": model, **texts}.items():
         if value is not None and not isinstance(value, str):
             raise ConfigurationError(f"{provider}: {option}= must be a str, not {type(value).__name__}")
+        if option not in ("model", "name", "base_url"):
+            check_sendable(f"{provider}: {option}=", value or "")
     if not isinstance(model, str) or not model.strip():
         raise ConfigurationError(f"{provider}: the model's name is empty; write for instance {example!r}")
     if headers is not None and not isinstance(headers, Mapping):
@@ -108,11 +114,31 @@ def check_options(provider: str, example: str, model: object, headers: object, *
             raise ConfigurationError(
                 f"{provider}: headers= must hold a str for each name; {header!r} has a {type(value).__name__}"
             )
+        if not _TOKEN.fullmatch(header):
+            raise ConfigurationError(
+                f"{provider}: headers= has a name that is none: one is made of ASCII letters, digits and '-'"
+            )
+        check_sendable(f"{provider}: headers= {header!r}", value)
+
+
+def check_sendable(what: str, value: str) -> None:
+    """Raise `ConfigurationError` where no header can hold this value, which is not shown. Space around it is no matter."""
+    if not _TEXT.fullmatch(value.strip()):
+        raise ConfigurationError(f"{what} has a character that no header can hold: a line break, or one beyond ASCII")
+
+
+def variable(*names: str) -> str:
+    """What the first of these environment variables that says something says; "" = none does."""
+    for name in names:
+        if value := os.environ.get(name, "").strip():
+            check_sendable(name, value)
+            return value
+    return ""
 
 
 def lowered(headers: Mapping[str, str] | None) -> dict[str, str]:
     """A caller's headers, under names that stand in the place of ours."""
-    return {name.lower(): value for name, value in (headers or {}).items()}
+    return {name.lower(): value.strip() for name, value in (headers or {}).items()}
 
 
 def checked_url(url: str, name: str) -> str:
@@ -120,6 +146,7 @@ def checked_url(url: str, name: str) -> str:
     try:
         parts = urlsplit(url.strip())
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        usable = usable and url.strip().isprintable()
     except ValueError:
         usable = False
     if not usable:
@@ -129,9 +156,9 @@ def checked_url(url: str, name: str) -> str:
     return url.strip().rstrip("/")
 
 
-def authorization(api_key: str | None, variable: str | None, required: bool, name: str) -> dict[str, str]:
+def authorization(api_key: str | None, key_variable: str | None, required: bool, name: str) -> dict[str, str]:
     """The header with the key, given or from its variable; `MissingKey` if there is none and one is required."""
-    key = (api_key if api_key is not None else os.environ.get(variable or "", "")).strip()
+    key = (api_key if api_key is not None else variable(key_variable or "")).strip()
     if not key and required:
-        raise MissingKey(f"{name} needs a key: set {variable}, or give api_key=")
+        raise MissingKey(f"{name} needs a key: set {key_variable}, or give api_key=")
     return {"authorization": f"Bearer {key}"} if key else {}

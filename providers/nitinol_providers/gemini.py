@@ -14,7 +14,7 @@ from nitinol.errors import MissingKey, ProviderError
 from nitinol.http import Http
 from nitinol.provider import ModelInfo, ModelRequest, StreamPart
 from nitinol_providers import catalog
-from nitinol_providers.endpoint import check_options, checked_url, endpoint, lowered
+from nitinol_providers.endpoint import check_options, checked_url, endpoint, lowered, variable
 from nitinol_providers.gemini_answer import GeminiAnswer, classify, retry_delay
 from nitinol_providers.gemini_request import NAME, body
 
@@ -54,11 +54,7 @@ class Gemini:
     ) -> None:
         check_options("gemini", "gemini:gemini-2.5-pro", model, headers, api_key=api_key, base_url=base_url)
         given = base_url if base_url is not None else os.environ.get("GOOGLE_GEMINI_BASE_URL", "").strip()
-        key = (
-            api_key
-            if api_key is not None
-            else next(filter(None, (os.environ.get(name, "").strip() for name in _KEYS)), "")
-        )
+        key = api_key if api_key is not None else variable(*_KEYS)
         over = lowered(headers)
         if not key.strip() and not given and _SIGNED.isdisjoint(over):
             raise MissingKey(f"gemini needs a key: set {_KEYS[1]}, or give api_key=")

@@ -32,7 +32,10 @@ ABOUT = frozenset(
 """What is told of an answer, beside its parts; it has no place in a request."""
 
 _BEFORE_3 = re.compile(r"(?:models/)?(?:gemini-(?:1|2|exp|pro-vision)\b|gemma|learnlm)")
-_OF_ANSWERS = ("tools", "toolConfig", "tool_config")
+_OF_ANSWERS = re.compile("tools|tool_?[cC]onfig|cached_?[cC]ontent")
+"""What an answer may call, and a cache, which has its own system prompt: one beside it is refused."""
+_SHAPE = re.compile("response.*|speechConfig|imageConfig|logprobs|candidateCount")
+"""What an answer must be, in its `generationConfig`."""
 _ALIKE = {"image/jpg": "image/jpeg", "audio/x-wav": "audio/wav", "audio/wave": "audio/wav", "audio/x-m4a": "audio/m4a"}
 _IN_ANSWERS = frozenset(("application/pdf", "image/png", "image/jpeg", "image/webp"))
 _SOUND = "aac aiff flac m4a mp3 mp4 mpeg mpga ogg opus pcm wav webm x-aac"
@@ -46,9 +49,12 @@ def body(model: str, request: ModelRequest) -> dict[str, Any]:
 
     Of two limits of the answer the lower one holds.
     """
-    extra = given(request, _OF_ANSWERS)
-    if request.purpose == "compact" and isinstance(extra.get("generationConfig"), Mapping):
-        extra["generationConfig"] = {k: v for k, v in extra["generationConfig"].items() if not k.startswith("response")}
+    extra = _camel(given(request, _OF_ANSWERS))
+    told = extra.get("generationConfig")
+    if isinstance(told, Mapping):
+        told = _camel(cast("Mapping[str, Any]", told))
+        is_summary = request.purpose == "compact"
+        extra["generationConfig"] = {k: v for k, v in told.items() if not (is_summary and _SHAPE.fullmatch(k))}
     tools: list[Any] = (
         [{"functionDeclarations": [_declaration(tool) for tool in request.tools]}] if request.tools else []
     )
@@ -77,10 +83,10 @@ def body(model: str, request: ModelRequest) -> dict[str, Any]:
     if config:
         made["generationConfig"] = config
     merged = _merged(made, extra)
-    told = merged.get("generationConfig")
-    if isinstance(told, Mapping) and "maxOutputTokens" in told:
-        limit = lower(request.max_output_tokens, told["maxOutputTokens"])
-        merged["generationConfig"] = {**cast("Mapping[str, Any]", told), "maxOutputTokens": limit}
+    settings = merged.get("generationConfig")
+    if isinstance(settings, Mapping) and "maxOutputTokens" in settings:
+        limit = lower(request.max_output_tokens, settings["maxOutputTokens"])
+        merged["generationConfig"] = {**cast("Mapping[str, Any]", settings), "maxOutputTokens": limit}
     return merged
 
 
@@ -220,6 +226,11 @@ def _name(name: str) -> str:
     """A tool's name as Gemini takes it: others let a model call what they like."""
     sound = re.sub(r"[^A-Za-z0-9_.:-]", "_", name)
     return (sound if re.match("[A-Za-z_]", sound) else f"_{sound}")[:64]
+
+
+def _camel(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options under the names that ours have: the API takes `generation_config` too, but not beside `generationConfig`."""
+    return {re.sub("_([a-z])", lambda found: found[1].upper(), str(name)): value for name, value in options.items()}
 
 
 def _merged(made: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from nitinol.errors import ConfigurationError
 from nitinol.http import Http
 from nitinol.provider import ModelInfo, ModelRequest, StreamPart
 from nitinol_providers import catalog
-from nitinol_providers.endpoint import authorization, check_options, checked_url, endpoint, lowered
+from nitinol_providers.endpoint import authorization, check_options, checked_url, endpoint, lowered, variable
 from nitinol_providers.overflow import classify
 from nitinol_providers.responses_answer import ResponsesAnswer
 from nitinol_providers.responses_request import DIALECTS, OPENAI, body
@@ -79,8 +79,8 @@ class OpenAI:
         self._dialect = dialect
         told = {"openai-organization": organization, "openai-project": project}
         if name == "openai":
-            told["openai-organization"] = organization or os.environ.get("OPENAI_ORG_ID", "").strip()
-            told["openai-project"] = project or os.environ.get("OPENAI_PROJECT_ID", "").strip()
+            told["openai-organization"] = organization or variable("OPENAI_ORG_ID")
+            told["openai-project"] = project or variable("OPENAI_PROJECT_ID")
         over = lowered(headers)
         signed = {
             **authorization(api_key, dialect.key_variable, not given and "authorization" not in over, name),

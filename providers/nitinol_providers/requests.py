@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from nitinol.messages import Document, Media, ToolAnswer, ToolCall
@@ -17,9 +17,12 @@ _NO_NAME = re.compile(r"[^a-zA-Z0-9_-]")
 _LETTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 
-def given(request: ModelRequest, of_answers: Collection[str]) -> dict[str, Any]:
-    """The caller's `extra`. A summary goes without what an answer must be or call, which has no tools and another shape."""
-    return {k: v for k, v in request.extra.items() if request.purpose == "answer" or k not in of_answers}
+def given(request: ModelRequest, of_answers: re.Pattern[str]) -> dict[str, Any]:
+    """The caller's `extra`. A summary goes without what is of answers alone: it is text, short, and calls nothing.
+
+    What would be sent with it all the same, vendors refuse, and the conversation would be cut instead.
+    """
+    return {k: v for k, v in request.extra.items() if request.purpose == "answer" or not of_answers.fullmatch(str(k))}
 
 
 def lower(limit: int | None, given: Any) -> Any:

@@ -30,7 +30,10 @@ from nitinol_providers.strict_schema import rooted, strict
 
 ENCRYPTED = "reasoning.encrypted_content"
 _LONGEST_ID = 64
-_OF_ANSWERS = ("tools", "tool_choice", "parallel_tool_calls", "max_tool_calls", "text")
+_OF_ANSWERS = re.compile(
+    "tools|tool_choice|parallel_tool_calls|max_tool_calls|text|prompt|conversation|previous_response_id"
+)
+"""What an answer may call, what it must be, and what it goes on with: the vendor's own prompt and conversation."""
 _CALLERS = ("direct", "programmatic")
 _OFFICE = (
     "application/pdf",

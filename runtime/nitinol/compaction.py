@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, overload
 
 from nitinol.messages import NOTHING_COMPACTED, Compacted, Media, Message, Part, Text, ToolAnswer
-from nitinol.usage import is_count
+from nitinol.usage import is_count, quarters
 
 DEFAULT_WINDOW = 200_000
 """Tokens of a context window that nobody knows."""
@@ -62,30 +62,21 @@ def estimate_tokens(message: Message) -> int:
     for part in message.parts:
         match part.type:
             case "text" | "thinking":
-                size += _quarters(part.text)
+                size += quarters(part.text)
             case "tool_call":  # with what each vendor writes around it
-                size += 40 + len(part.name) + len(part.malformed or "")
-                size += sum(16 + len(name) + _quarters(str(value)) for name, value in part.arguments.items())
+                size += 40 + len(part.name) + quarters(part.malformed or "")
+                size += sum(16 + len(name) + quarters(str(value)) for name, value in part.arguments.items())
             case "tool_answer":
-                size += 24 + _quarters(part.text) + sum(map(_media, part.media))
+                size += 24 + quarters(part.text) + sum(map(_media, part.media))
             case "native":
-                size += _quarters(part.text) + _quarters(str(part.data))
+                size += quarters(part.text) + quarters(str(part.data))
             case _:
                 size += _media(part)
     return size // 4
 
 
-def _quarters(text: str) -> int:
-    """Of tokens: one for a letter, or a byte of one, two and a half for a digit or a sign. Code and numbers have short tokens."""
-    data = text.encode("utf-8", "replace")
-    return len(data) + len(data.translate(None, _LETTERS)) * 3 // 2
-
-
-_LETTERS = bytes(byte for byte in range(256) if byte >= 128 or chr(byte).isalpha() or chr(byte) in " \n")
-
-
 def _media(media: Media) -> int:
-    return len(media.data) if media.data is not None and media.media_type.startswith("text/") else 6000
+    return quarters(media.data) if media.data is not None and media.media_type.startswith("text/") else 6000
 
 
 LEAST, MOST = 0.75, 4.0
@@ -420,9 +411,9 @@ def summary_prompt(transcript: Sequence[Message], now: Compacted, planned: Compa
     told = [line for at in (*stayed, *range(now.hidden, planned.hidden)) for line in _told(transcript[at])]
     words = handoff_tokens(room) * 3 // 5
     ask = f"Write the handoff notes of this conversation: a summary of at most {words} words, with the six headings."
-    most = max(room * 4 - len(ask) - len(INSTRUCTIONS) - 100, 400)
+    most = max(room * 4 - quarters(ask) - quarters(INSTRUCTIONS) - 100, 400)
     notes = _within(f"(notes of what was said before)\n{now.handoff}\n\n", most // 2) if now.handoff else ""
-    said = "\n\n".join(_fitted(told, most - _quarters(notes)))
+    said = "\n\n".join(_fitted(told, most - quarters(notes)))
     return f"<conversation>\n{notes}{said}\n</conversation>\n\n{ask}"
 
 
@@ -450,7 +441,7 @@ def _fitted(told: list[str], most: int) -> list[str]:
     """Pieces of so many quarters of tokens together: the longest are clipped to one length; the oldest go if that is too short."""
     least = 80
     told = told[-max(most // least, 1) :]
-    sizes = sorted(_quarters(piece) + 2 for piece in told)
+    sizes = sorted(quarters(piece) + 2 for piece in told)
     total, longest = 0, most
     for index, size in enumerate(sizes):
         share = (most - total) // (len(sizes) - index)
@@ -463,13 +454,13 @@ def _fitted(told: list[str], most: int) -> list[str]:
 
 def _within(text: str, most: int) -> str:
     """A text of so many quarters of tokens at most."""
-    size = _quarters(text)
-    if size <= most:
+    size = quarters(text)
+    if size <= most or not text:
         return text
     fair = max(most * len(text) // size, 1)
     note = 80  # that something is left out takes room, too
     short = clipped(text, fair - note) if fair > 2 * note else text[:fair]
-    if _quarters(short) <= most:
+    if quarters(short) <= most:
         return short
     return short.encode("utf-8", "replace")[: max(most * 2 // 5, 0)].decode("utf-8", "ignore")
 

@@ -255,7 +255,7 @@ class ModelStarted(EventBase):
     """An attempt: one request is about to be sent. `reserved`: dollars it may cost at most, by `price_source`, where known.
 
     `reserved_tokens`: in and out, at most. `capped`: the scope whose budget has lowered `max_output_tokens`.
-    `estimated_tokens`: of the whole request, before calibration. `compacting`: the attempt is to make a summary, which is
+    `estimated_tokens`: of the whole request, by this `measure`, before calibration. `compacting`: the attempt is to make a summary, which is
     no answer and not shown; what the view will leave out, with the summary still to come.
     """
 
@@ -270,6 +270,7 @@ class ModelStarted(EventBase):
     context_window: int | None = None
     compacting: Compacted | None = None
     price_source: str | None = None
+    measure: int = 0
 
 
 @_event

@@ -39,6 +39,7 @@ _KEPT = 20
 _MOST = 100_000
 _LINGER = 0.25  # seconds in which a body must end after its last event, for the connection to be used again
 _ERROR_BYTES = 2**16
+_TLS_SETTING = re.compile(r" ssl:(?:\w+|<[^>]*>)(?= \[)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -466,7 +467,8 @@ def _network_error(error: Exception, what: str) -> ProviderError:
         error, (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.LocalProtocolError, ValueError, TypeError)
     ):
         cls = errors.InvalidRequest
-    text = f"{what}: {error or type(error).__name__}"
+    # aiohttp tells of its TLS settings, also where no TLS is spoken
+    text = f"{what}: {_TLS_SETTING.sub('', str(error)) or type(error).__name__}"
     if "CERTIFICATE_VERIFY_FAILED" in text:
         text += "; SSL_CERT_FILE or SSL_CERT_DIR names an authority of your own"
     return cls(text)

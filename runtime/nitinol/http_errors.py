@@ -23,6 +23,7 @@ _SECRET = re.compile("auth|key|token|secret|password|cookie|credential|signature
 _SCHEMES = frozenset(("bearer", "basic", "token", "digest", "negotiate", "apikey"))
 _REQUEST_IDS = ("x-request-id", "request-id", "x-requestid", "x-amzn-requestid", "x-generation-id", "cf-ray")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_LONGEST_PLACE = 200
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -90,8 +91,24 @@ def redact(text: str, headers: Mapping[str, str], url: str = "") -> str:
 
 
 def without_secrets(url: str) -> str:
-    """An address as it may be told, be it one or not: without its user and its query."""
-    return re.sub(r"^([^/?]*//)?.*@", r"\1", url, flags=re.DOTALL).partition("?")[0]
+    """An address as it may be told, be it one or not: without its user, its query and its fragment."""
+    parts = re.match(r"((?:[a-z][a-z0-9+.-]*:)?//)?(.*@)?([^?#]*)", url, re.DOTALL | re.IGNORECASE)
+    scheme, user, rest = parts.groups("") if parts else ("", "", "")
+    return scheme if "?" in user or "#" in user else scheme + rest  # of a query with an @ the rest would be its end
+
+
+def _place(location: str) -> str:
+    """Where a redirect points to: scheme, host, port, and a path that is short and holds no address."""
+    with suppress(ValueError):
+        parts = urlsplit(location)
+        host = parts.netloc.rpartition("@")[2]
+        origin = parts._replace(netloc=host, path="", query="", fragment="").geturl()
+        path = parts.path.partition(";")[0]
+        told = origin if "@" in path or len(origin + path) > _LONGEST_PLACE else origin + path
+        is_place = parts.port != 0 and bool(host or told.startswith("/"))  # a port that is none raises
+        if is_place and told.isprintable() and len(told) <= _LONGEST_PLACE:
+            return told
+    return "another address"
 
 
 def is_read(name: str) -> bool:
@@ -101,8 +118,8 @@ def is_read(name: str) -> bool:
 
 def status_error(status: int, headers: Mapping[str, str], body: bytes, classify: Classify | None) -> ProviderError:
     """The error of an answer whose status is one. `headers` are the answer's, in any case that `in` and `[]` take."""
-    if 300 <= status < 400:  # to follow it would take the key to whoever answers there
-        where = without_secrets(headers["location"]) if "location" in headers else "another address"
+    if 300 <= status < 400 and "location" in headers:  # to follow it would take the key to whoever answers there
+        where = _place(headers["location"])
         return error_type(status)(
             f"HTTP {status}: the server points to {where}, which is not followed; check base_url="
         )

@@ -135,6 +135,8 @@ class Warn:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stop:
     reason: str
+    forgotten: bool = False
+    """It is dropped next, with all that nobody will report on any more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -99,7 +99,10 @@ def serve(port: int = 0, on_ready: Callable[[str], object] = print) -> None:
     try:
         server = llama.Server(params)
     except Exception as error:  # the wheel's own, of no documented type
-        raise LocalModelUnavailable(f"the local model did not start on port {port}: {error}") from error
+        raise LocalModelUnavailable(
+            f"the local model did not start on port {port}: {str(error).rstrip('.')}; the port may be taken: choose another"
+            f" with --port (0 takes a free one), and tell clients with {BASE_URL_VARIABLE} or base_url="
+        ) from error
     on_ready(f"{server.listening_address}/v1")
     wait_for(threading.Event())
 

@@ -47,7 +47,7 @@ from nitinol.inputs import (
 )
 from nitinol.messages import Compacted, Message, Part, StopReason, Text, ToolCall
 from nitinol.state import AgentState, CallState, RunState, later
-from nitinol.usage import NO_USAGE
+from nitinol.usage import MEASURE, NO_USAGE
 
 GRACE = 2.0
 """Seconds that calls in flight have to end after a cancel; then they are `uncertain`."""
@@ -445,11 +445,11 @@ def _refuse_if_open(d: Decision, what: str) -> None:
 
 
 def _stop(d: Decision, input: Stop) -> None:
-    if d.state.stopped:
-        return
-    if d.state.parked and d.state.run is not None and d.run.attempt_open:
-        d.charge_lost_attempt("the agent was parked")  # nobody will report on it, and the agent may be forgotten next
-    d.emit(ev.AgentStopped, reason=input.reason)
+    run = d.state.run
+    if (d.state.parked or input.forgotten) and run is not None and run.attempt_open:
+        d.charge_lost_attempt("the agent was forgotten" if input.forgotten else "the agent was parked")
+    if not d.state.stopped:
+        d.emit(ev.AgentStopped, reason=input.reason)
 
 
 def _is_current(d: Decision, input: AttemptReady | TooLong | Answered | Failed | Prepared | Granted | Done) -> bool:
@@ -499,6 +499,7 @@ def _attempt_ready(d: Decision, input: AttemptReady) -> None:
         reserved=None if input.price_source is None else grant.amount.usd, max_output_tokens=grant.max_output_tokens,
         reserved_tokens=grant.amount.tokens, capped=grant.capped, estimated_tokens=input.estimated_tokens,
         context_window=input.context_window, compacting=input.compacting, price_source=input.price_source,
+        measure=MEASURE,
     )  # fmt: skip
     for scope in grant.scopes:
         d.emit(
@@ -514,8 +515,16 @@ def _exceed(d: Decision, refusal: Refusal) -> None:
     scope = refusal.scope.partition(":")[0]
     d.finish(
         "budget_exceeded",
-        f"the {scope}'s budget of {refusal.limit} does not hold the next request, which may need {refusal.needed}",
+        f"the {scope}'s budget of {refusal.limit} does not hold the next request, which may need {refusal.needed}, even"
+        f" with a short answer; spent: {refusal.spent}. {_MORE[scope].format(key=d.state.key)}",
     )
+
+
+_MORE = {
+    "run": "Agent(budget=) or send(budget=) gives a run more.",
+    "key": "rt.start(agent, key={key!r}, budget=…) gives the key more.",
+    "store": "Runtime(budget=) gives all of them more.",
+}
 
 
 def _answered(d: Decision, input: Answered) -> None:

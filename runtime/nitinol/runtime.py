@@ -278,14 +278,14 @@ class Runtime:
         with Waiting(self._system, "forget", "await rt.aforget(…)", instead=ELSEWHERE):
             if live is not None:
                 live.stop()
-            self._system.forget(key).result()
+            self._system.forget(key, owes=self._owes(key)).result()
 
     async def aforget(self, key: str) -> None:
         """As `forget`."""
         live = self._known(key)
         if live is not None:
             await live.astop()
-        await asyncio.wrap_future(self._system.forget(key))
+        await asyncio.wrap_future(self._system.forget(key, owes=self._owes(key)))
 
     # -- the bill
 
@@ -609,6 +609,10 @@ class Runtime:
         if cell is None and self._system.journal.head(key) is None:
             raise NotFound(f"no agent lives at {key!r}")
         return None if cell is None else AgentRef(self._system, cell, cell.definition.output)
+
+    def _owes(self, key: str) -> bool:
+        head = self._system.journal.head(key)
+        return head is not None and head.reserved is not None
 
     def _definition(self, agent: Agent[OutT] | str) -> Agent[OutT]:
         if not isinstance(agent, str):

@@ -29,7 +29,7 @@ from nitinol.messages import (
     StopReason,
     ToolCall,
 )
-from nitinol.usage import NO_USAGE, Usage
+from nitinol.usage import MEASURE, NO_USAGE, Usage
 
 T = TypeVar("T")
 E = TypeVar("E", bound=ev.EventBase)
@@ -170,7 +170,7 @@ class RunState:
     scopes: tuple[str, ...] = ()
     """In which the attempt has reserved something that is not settled."""
     estimated_tokens: int = 0
-    """Of its request, before calibration."""
+    """Of its request, before calibration; 0 = nobody knows, or another measure."""
     context_window: int | None = None
     compacting: Compacted | None = None
     """A summary is being made: what the view will leave out then."""
@@ -544,7 +544,8 @@ def _model_started(state: AgentState, event: ev.ModelStarted) -> None:
     output = event.max_output_tokens or 0
     run.reserved_usage = Usage(input_tokens=max(event.reserved_tokens - output, 0), output_tokens=output)
     run.price_source, run.capped = event.price_source, event.capped
-    run.estimated_tokens, run.context_window = event.estimated_tokens, event.context_window
+    run.context_window = event.context_window
+    run.estimated_tokens = event.estimated_tokens if event.measure == MEASURE else 0
     if event.compacting is not None and run.compacting is None:
         run.compacting_since = event.ts
     run.compacting = event.compacting

@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 
 from nitinol.errors import ConfigurationError, ToolError
 from nitinol.messages import Audio, Document, Image, Media
+from nitinol.usage import quarters
 
 Isolation = Literal["thread", "process"]
 Replay = Literal["never", "safe"]
@@ -213,7 +214,7 @@ class Tool:
         }
         for key, value in values.items():
             setattr(self, key, value)
-        self.size = len(called) + len(self.description) + len(json.dumps(schema, default=str))
+        self.size = quarters(called) + quarters(self.description) + quarters(json.dumps(schema, default=str))
         identity = {key: repr(value) for key, value in values.items() if key not in ("function", "parameters")}
         written = json.dumps([identity, schema], sort_keys=True, default=str)
         self.digest = hashlib.sha256(written.encode()).hexdigest()[:16]

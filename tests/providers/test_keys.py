@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -90,7 +91,19 @@ def test_a_server_that_says_all_it_was_sent_gives_no_key_away(make: Callable[...
 
 
 @pytest.mark.parametrize(
-    "url", ["ftp://kim:secret@box/v1", "http://kim:secret@box:99999", "kim:secret@box", "b?k=secret"]
+    "url",
+    [
+        "ftp://kim:secret@box/v1",
+        "http://kim:secret@box:99999",
+        "http://kim:a/secret@box",
+        "http://kim:secret?b@box",
+        "kim:secret//b@box",
+        "kim:secret@box",
+        "b?k=secret",
+        "ftp://box/?k=a@secret",
+        "ftp://box/#k=secret",
+        "http://kim:secret@box/a\nb",
+    ],
 )
 @pytest.mark.parametrize("make", MAKERS)
 def test_a_bad_address_is_refused_without_its_password(make: Callable[..., Any], url: str) -> None:
@@ -118,12 +131,47 @@ def test_a_key_that_another_begins_with_leaves_nothing_of_it() -> None:
         ({"base_url": 8080}, "base_url= must be a str, not int"),
         ({"headers": ["x-team: a"]}, "headers= must be a dict, not list"),
         ({"headers": {"authorization": b"Bearer sk-secret"}}, "'authorization' has a bytes"),
+        ({"headers": {"authorization": "Bearer sk-sécret"}}, "headers= 'authorization' has a character that no header"),
+        ({"headers": {"x-team": "a\r\nsecret: b"}}, "headers= 'x-team' has a character that no header can hold"),
+        ({"headers": {"authorization: secret": "a"}}, "headers= has a name that is none"),
+        ({"headers": {"": "secret"}}, "headers= has a name that is none"),
+        ({"headers": {"sécret": "a"}}, "headers= has a name that is none"),
+        ({"api_key": "sk-sécret"}, "api_key= has a character that no header can hold"),
+        ({"api_key": "sk\nsecret"}, "api_key= has a character that no header can hold"),
+        ({"api_key": "sk-secret\x00"}, "api_key= has a character that no header can hold"),
     ],
 )
 @pytest.mark.parametrize("make", MAKERS)
-def test_an_option_of_a_wrong_type_is_named(make: Callable[..., Any], options: dict[str, Any], says: str) -> None:
+def test_an_option_that_cannot_be_sent_is_named(make: Callable[..., Any], options: dict[str, Any], says: str) -> None:
     """And is not shown, for it may be a key."""
     with pytest.raises(errors.ConfigurationError) as caught:
         make(**{"model": "m", "api_key": "k", **options})
     assert says in str(caught.value)
-    assert "secret" not in str(caught.value)
+    assert not re.search("s[eé]cret", str(caught.value))
+
+
+@pytest.mark.parametrize("option", ["organization", "project"])
+def test_what_else_goes_into_a_header_is_checked_too(option: str) -> None:
+    with pytest.raises(errors.ConfigurationError, match=f"openai: {option}= has a character"):
+        OpenAI("m", api_key="k", **{option: "a\nb"})  # type: ignore[arg-type] # a str, whichever
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_a_variable_that_cannot_be_sent_is_named(make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GOOGLE_API_KEY", raising=False)
+    monkeypatch.setenv(VARIABLES[make], "sk-sécret")  # type: ignore[index] # a class is one
+    with pytest.raises(errors.ConfigurationError) as caught:
+        make("m")
+    assert f"{VARIABLES[make]} has a character that no header can hold" in str(caught.value)  # type: ignore[index]
+    assert "cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("transport", ["aiohttp", "httpx"])
+@pytest.mark.parametrize("make", MAKERS)
+def test_space_around_a_key_is_no_part_of_it(make: Callable[..., Any], transport: Transport) -> None:
+    """As a file's last line has it."""
+    with Server(answer(400)) as server:
+        fail(make("m", api_key=" sk-1234\n", base_url=server.url, headers={"x-team": " a\n"}), transport)
+        (request,) = server.requests
+    assert request.headers[HEADER[make].lower()].endswith("sk-1234")  # type: ignore[index] # a class is one
+    assert request.headers["x-team"] == "a"

@@ -20,6 +20,7 @@ CASES: list[tuple[Callable[..., Any], Callable[[int], dict[str, Any]]]] = [
     (Anthropic, lambda limit: {"max_tokens": limit}),
     (Gemini, lambda limit: {"generationConfig": {"maxOutputTokens": limit}}),
     (OpenAI, lambda limit: {"max_output_tokens": limit}),
+    (Gemini, lambda limit: {"generation_config": {"max_output_tokens": limit}}),
     (OpenAICompatible, lambda limit: {"max_tokens": limit}),
     (OpenAICompatible, lambda limit: {"max_completion_tokens": limit}),
 ]
@@ -49,45 +50,105 @@ def test_of_two_limits_the_lower_one_holds(make: Callable[..., Any], extra: Call
     assert limit_sent(make, extra=extra(900), max_output_tokens=500) == [500]
 
 
-TOOL_CHOICES: list[tuple[Callable[..., Any], dict[str, Any], dict[str, Any]]] = [
-    (Anthropic, {"tool_choice": {"type": "any"}, "thinking": {"type": "enabled", "budget_tokens": 9000}}, {"top_k": 5}),
+SCHEMA = {"type": "object"}
+OF_ANSWERS: list[tuple[Callable[..., Any], dict[str, Any], dict[str, Any]]] = [
+    (
+        Anthropic,
+        {
+            "tool_choice": {"type": "any"},
+            "thinking": {"type": "enabled", "budget_tokens": 9000},
+            "context_management": {"edits": [{"type": "clear_thinking_20251015"}]},
+        },
+        {"top_k": 5, "metadata": {"user_id": "u"}, "service_tier": "auto"},
+    ),
     (
         Gemini,
         {
             "toolConfig": {"functionCallingConfig": {"mode": "ANY"}},
-            "generationConfig": {"responseMimeType": "text/plain"},
+            "generationConfig": {"responseMimeType": "text/plain", "responseLogprobs": True, "logprobs": 2},
+            "cachedContent": "cachedContents/1",
         },
         {"labels": {"team": "a"}},
     ),
-    (OpenAI, {"tool_choice": "required", "text": {"verbosity": "low"}}, {"service_tier": "flex"}),
-    (OpenAICompatible, {"tool_choice": "required", "response_format": {"type": "text"}}, {"seed": 7}),
+    (
+        OpenAI,
+        {
+            "tool_choice": "required",
+            "text": {"verbosity": "low"},
+            "conversation": "conv_1",
+            "previous_response_id": "resp_1",
+            "prompt": {"id": "pmpt_1"},
+        },
+        {"service_tier": "flex", "reasoning": {"effort": "low"}},
+    ),
+    (
+        OpenAICompatible,
+        {
+            "tool_choice": "required",
+            "response_format": {"type": "text"},
+            "guided_json": SCHEMA,
+            "guided_regex": ".",
+            "structured_outputs": {"json": SCHEMA},
+            "grammar": "root ::= .",
+            "json_schema": SCHEMA,
+            "modalities": ["text", "audio"],
+            "audio": {"voice": "a", "format": "wav"},
+            "n": 2,
+            "min_tokens": 50_000,
+            "plugins": [{"id": "web"}],
+            "web_search_options": {"search_context_size": "low"},
+            "prediction": {"type": "content", "content": "a"},
+        },
+        {"seed": 7, "reasoning_effort": "low", "provider": {"order": ["a"]}},
+    ),
 ]
 
 
-@pytest.mark.parametrize(("make", "of_answers", "of_all"), TOOL_CHOICES)
+def sent(make: Callable[..., Any], extra: Any, purpose: Any) -> dict[str, Any]:
+    """The body of a request."""
+
+    async def ask() -> None:
+        pool = HttpPool()
+        request = ModelRequest(messages=(Message(role="user", parts=(Text("go"),)),), extra=extra, purpose=purpose)
+        model = make("m", api_key="k", base_url=server.url)
+        with pytest.raises(InvalidRequest):
+            async for _ in model.stream(request, pool.session()):
+                pass
+        await pool.aclose()
+
+    with Server(answer(400)) as server:
+        asyncio.run(ask())
+        found: dict[str, Any] = server.requests[0].json
+    return found
+
+
+@pytest.mark.parametrize(("make", "of_answers", "of_all"), OF_ANSWERS)
 def test_a_summary_goes_without_what_extra_says_of_answers(
     make: Callable[..., Any], of_answers: dict[str, Any], of_all: dict[str, Any]
 ) -> None:
     """It has no tools, so that a tool that must be called is refused; all else is sent with it too."""
-
-    def sent(purpose: Any) -> dict[str, Any]:
-        async def ask() -> None:
-            pool = HttpPool()
-            request = ModelRequest(
-                messages=(Message(role="user", parts=(Text("go"),)),), extra={**of_answers, **of_all}, purpose=purpose
-            )
-            model = make("m", api_key="k", base_url=server.url)
-            with pytest.raises(InvalidRequest):
-                async for _ in model.stream(request, pool.session()):
-                    pass
-            await pool.aclose()
-
-        with Server(answer(400)) as server:
-            asyncio.run(ask())
-            found: dict[str, Any] = server.requests[0].json
-        return found
-
-    for_answer, for_summary = sent("answer"), sent("compact")
+    extra = {**of_answers, **of_all}
+    for_answer, for_summary = sent(make, extra, "answer"), sent(make, extra, "compact")
     assert of_answers.items() <= for_answer.items()
     assert not [name for name in of_answers if for_summary.get(name)]
     assert of_all.items() <= for_summary.items()
+
+
+def test_gemini_takes_its_options_in_either_spelling() -> None:
+    """Python's are snake_case; both together are refused."""
+    config: dict[Any, Any] = {"response_mime_type": "text/plain", "response_schema": SCHEMA, "top_k": 3, 7: 7}
+    extra: dict[str, Any] = {
+        "generation_config": config,
+        "cached_content": "cachedContents/1",
+        "tool_config": {},
+        "safety_settings": [],
+    }
+    assert sent(Gemini, extra, "answer")["generationConfig"] == {
+        "responseMimeType": "text/plain",
+        "responseSchema": SCHEMA,
+        "topK": 3,
+        "7": 7,
+    }
+    for_summary = sent(Gemini, extra, "compact")
+    assert for_summary.pop("contents")
+    assert for_summary == {"generationConfig": {"topK": 3, "7": 7}, "safetySettings": []}

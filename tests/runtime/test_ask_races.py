@@ -149,8 +149,14 @@ def test_no_ask_hangs(kind: Kind, loop: Loop) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_only_who_asks_one_that_hangs_waits_for_its_deadline(kind: Kind, loop: Loop) -> None:
     """Nobody gives the actor up: the one whose handler hangs ends at its deadline, those behind it too, none sooner, none never."""
-    actor, go = started(kind, loop), threading.Event()
-    hangs = actor.actor_ref.ask(lambda: go.wait(SOON), block=False, timeout=0.2)
+    actor, go, busy = started(kind, loop), threading.Event(), threading.Event()
+
+    def hang() -> None:
+        busy.set()
+        go.wait(SOON)
+
+    hangs = actor.actor_ref.ask(hang, block=False, timeout=1.0)
+    assert busy.wait(SOON)
     behind = [actor.actor_ref.ask("x", block=False, timeout=0.2) for _ in range(100)]
     for answer in (hangs, *behind):
         with pytest.raises(pykka.Timeout):

@@ -30,7 +30,7 @@ from tests.servers import Connection, Script, Server, answer, cut, hang, head, s
 from nitinol import errors
 from nitinol.errors import ConfigurationError, MalformedResponse, ProviderError
 from nitinol.http import Http, HttpPool, Transport
-from nitinol.http_errors import error_message
+from nitinol.http_errors import error_message, status_error
 from nitinol.sse import SseParser
 
 
@@ -335,6 +335,34 @@ class TestErrors:
             == "HTTP 302: the server points to https://example.org/v1, which is not followed; check base_url="
         )
 
+    @pytest.mark.parametrize(
+        ("location", "place"),
+        [
+            ("https://example.org:8443/v1?state=a@SECRET", "https://example.org:8443/v1"),
+            ("https://example.org/#access_token=SECRET", "https://example.org/"),
+            ("//SECRET@example.org/v1;id=SECRET", "//example.org/v1"),
+            ("/v1/?k=SECRET", "/v1/"),
+            ("https://example.org/a,https://me:SECRET@example.org", "https://example.org"),
+            ("https://example.org/" + "SECRET" * 99, "https://example.org"),
+            ("https://" + "SECRET" * 99, "another address"),
+            ("https://me:SECRET", "another address"),
+            ("https://[SECRET", "another address"),
+            ("me:SECRET@example.org", "another address"),
+            ("SECRET", "another address"),
+        ],
+    )
+    def test_of_where_a_redirect_points_to_only_the_place_is_shown(self, location: str, place: str) -> None:
+        error = status_error(307, {"location": location}, b"", None)
+        assert str(error) == f"HTTP 307: the server points to {place}, which is not followed; check base_url="
+
+    @pytest.mark.parametrize(("status", "body"), [(300, {"error": "choose a model"}), (304, None)])
+    def test_a_status_that_points_nowhere_says_what_its_body_says(
+        self, transport: Transport, status: int, body: Any
+    ) -> None:
+        error = failure(transport, answer(status, *([body] if body else [])))
+        assert type(error) is errors.InvalidRequest
+        assert str(error) == f"HTTP {status}: {body['error'] if body else errors.InvalidRequest.summary}"
+
     @pytest.mark.parametrize("status", [404, 405])
     def test_where_nothing_is_the_address_is_named(self, transport: Transport, status: int) -> None:
         """Most often a base URL has a `/v1` too many, or too few; it is shown without user and query."""
@@ -421,14 +449,16 @@ class TestErrors:
         error = failure(transport, stream(*TWO), headers={"authorization": "Bearer sk-secret\nx"})
         assert "sk-secret" not in repr(error)
 
-    def test_a_refused_connection_is_retryable(self, transport: Transport) -> None:
+    @pytest.mark.parametrize("scheme", ["http", "https"])
+    def test_a_refused_connection_is_retryable(self, transport: Transport, scheme: str) -> None:
         with Server(stream()) as server:
-            url = server.url.replace("http://", "http://user:pass@")
+            url = server.url.replace("http://", f"{scheme}://user:pass@")
         with pytest.raises(errors.ConnectionFailed) as caught:
             fetch(transport, url + "?key=secret")
         assert caught.value.retryable
         assert "secret" not in str(caught.value)
         assert "user:pass" not in str(caught.value)
+        assert " ssl:" not in str(caught.value)  # a setting of the transport's
 
     def test_a_user_in_the_address_is_sent_as_a_header(self, transport: Transport) -> None:
         """And stands in no message."""

@@ -164,10 +164,13 @@ def test_it_is_served_in_the_foreground_until_it_is_interrupted(number: signal.S
 
 @needs_model
 def test_a_port_that_is_taken_is_an_error(model: local.LocalModel, capfd: pytest.CaptureFixture[str]) -> None:
-    """In one line, as every mistake."""
+    """In one line, as every mistake; and it says the way out."""
     port = model.base_url.split(":")[2].partition("/")[0]
     assert main(["local", "serve", "--port", port]) == 1
-    assert capfd.readouterr().err.startswith(f"nitinol: the local model did not start on port {port}")
+    shown = capfd.readouterr().err
+    assert shown.startswith(f"nitinol: the local model did not start on port {port}")
+    for word in ("may be taken", "--port", local.BASE_URL_VARIABLE, "base_url="):
+        assert word in shown
 
 
 def test_without_it_the_demo_says_how_to_install_it(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -641,6 +642,18 @@ def test_a_parked_agent_that_is_stopped_owes_what_it_left_open() -> None:
     assert [event.type for event in bench.log].count("usage.updated") == 1
     bench.says("done")
     assert bench.end().status == "completed"
+
+
+def test_an_estimate_of_another_measure_says_nothing() -> None:
+    """A store of a version that has counted otherwise: its ratios would be laid on other estimates."""
+    bench = Bench()
+    bench.send()
+    bench.ready(estimated_tokens=80)
+    bench.says("one")
+    assert (bench.state.gauge.real, bench.state.gauge.estimated) == (100, 80)
+    older = [replace(event, measure=0) if event.type == "model.started" else event for event in bench.log]
+    state = AgentState(key="a/1", agent="a", definition=bench.agent).fold(older)
+    assert (state.gauge.real, state.gauge.estimated) == (0, 0)
 
 
 # ---- the model fails

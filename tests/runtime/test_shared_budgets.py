@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
+from collections.abc import AsyncIterator
+from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -10,10 +13,12 @@ from typing import Any
 import pytest
 from tests.logs_of import SOON, assert_valid, log_of, types_of, wait_for
 
-from nitinol import Agent, Budget, HookContext, Hooks, Prices, Retry, Runtime, errors
+from nitinol import Agent, Budget, HookContext, Hooks, Prices, Retry, Runtime, errors, run
 from nitinol.errors import ConfigurationError, ReadOnly
+from nitinol.http import Http
+from nitinol.journal.audit import audit
 from nitinol.messages import Message, Text
-from nitinol.provider import ModelRequest, ModelResponse
+from nitinol.provider import Delta, ModelInfo, ModelRequest, ModelResponse, StreamPart
 from nitinol.testing import Answer, ScriptedProvider, crash, fail, gate, override_model, say
 from nitinol.usage import Usage
 
@@ -65,7 +70,10 @@ def test_only_what_is_spent_refuses_a_request() -> None:
         assert rt.start(agent, key="b").ask("go", timeout=SOON).status == "completed"
         result = rt.start(agent, key="c").ask("go", timeout=SOON)
         assert result.status == "budget_exceeded"
-        assert result.error == "the store's budget of $0.40 does not hold the next request, which may need $0.256"
+        assert result.error == (
+            "the store's budget of $0.40 does not hold the next request, which may need $0.256, even with a short answer;"
+            " spent: $0.2, 200 tokens. Runtime(budget=) gives all of them more."
+        )
         assert result.cost == 0
         assert_valid(rt.get("c"))
 
@@ -433,3 +441,85 @@ def test_what_an_imported_agent_has_in_flight_counts_as_spent(tmp_path: Path) ->
     with Runtime(tmp_path / "b.db", budget=Budget(usd="0.5")) as rt:
         rt.import_agent(lines)
         assert rt.start(scripted(hello), key="other").ask("go", timeout=SOON).status == "budget_exceeded"
+
+
+def test_who_is_forgotten_in_the_store_alone_has_paid(tmp_path: Path) -> None:
+    """An attempt that its last process left open is owed as it was reserved: its bill stays, and so does its money."""
+    held = gate("late")
+    with Runtime(tmp_path / "a.db") as rt, rt.subscribe("model.started") as events:
+        handle = rt.start(scripted([held]), key="k").send("go")
+        wait_for(events, "model.started")
+        lines = list(rt.export_agent("k"))
+        held.release()
+        handle.result(SOON)
+    path = tmp_path / "b.db"
+    with Runtime(path, budget=Budget(usd=1)) as rt, rt.subscribe("usage.updated") as events:
+        rt.import_agent(lines)
+        rt.forget("k")
+        assert rt.spend("key")["k"].priced == Decimal("0.3")
+        row: Any = wait_for(events, "usage.updated")
+        assert (row.estimated, row.cost, row.price_source) == (True, Decimal("0.3"), "given")
+        other = rt.start(scripted(hello, max_output_tokens=1000), key="other")
+        assert other.ask("go", timeout=SOON).status == "completed"
+        (started,) = [event for event in log_of(other) if event.type == "model.started"]
+        assert started.reserved == Decimal("0.7")
+    assert not audit(path).faults
+
+
+def test_a_parked_agent_that_is_stopped_pays_what_its_attempt_came_to(tmp_path: Path) -> None:
+    """Its stream was closed, and settled: that is known, though no incarnation was there to hear it."""
+    types = ("model.started", "agent.started", "agent.parked")
+    with Runtime(tmp_path / "agents.db", budget=Budget(usd=1)) as rt, rt.subscribe(*types) as events:
+        agent = scripted([gate("never"), "again"])
+        ref = rt.start(agent, key="k")
+        for _ in range(5):
+            wait_for(events, "agent.started")
+            crash(ref)
+        wait_for(events, "agent.started")
+        handle = ref.send("go")
+        wait_for(events, "model.started")
+        crash(ref)
+        wait_for(events, "agent.parked")
+        ref.stop()
+        rows = [event for event in log_of(ref) if event.type == "usage.updated"]
+        assert [(row.estimated, row.cost) for row in rows] == [(True, Decimal(0))]
+        assert rt.start(agent, key="k").key == "k"
+        assert rt.handle(handle.run_id).result(SOON).text == "again"
+
+
+class Stubborn:
+    """A provider whose stream does not heed that it is cancelled."""
+
+    name, model = "stubborn", "one"
+
+    def __init__(self) -> None:
+        self.let_go = threading.Event()
+
+    def info(self) -> ModelInfo:
+        return ModelInfo(max_output_tokens=300, prices=PRICES)
+
+    async def stream(self, request: ModelRequest, http: Http) -> AsyncIterator[StreamPart]:
+        yield Delta("text", "hello")
+        while not self.let_go.is_set():
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.01)
+        raise errors.ServerError("too late")
+
+
+def test_who_is_forgotten_before_its_stream_is_closed_has_paid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for the last word of one that does not heed; what it had reserved is charged."""
+    monkeypatch.setattr("nitinol.actors.gateway.CLOSING", 0.05)
+    provider = Stubborn()
+    with Runtime(tmp_path / "agents.db", budget=Budget(usd=1)) as rt, rt.subscribe("model.delta") as events:
+        rt.start(Agent(name="a", model=provider), key="k").send("go")
+        wait_for(events, "model.delta")
+        rt.forget("k")
+        assert rt.spend("key")["k"].priced == Decimal("0.3")
+        provider.let_go.set()
+
+
+def test_instructions_and_tools_are_measured_as_all_else_is() -> None:
+    """Else the first request of an agent with long ones would cost more than was reserved."""
+    model = ScriptedProvider(["hello"], prices=Prices(input="3", output="15"))
+    result = run("go", model=model, instructions="7" * 40_000, budget=Budget(usd="0.05"))
+    assert (result.status, model.requests) == ("budget_exceeded", [])

@@ -190,6 +190,27 @@ def test_a_proxy(rt: Runtime, actor_class: Any) -> None:
     assert ref.actor_ref.proxy().on_receive("x").get() == ("got", "x")
 
 
+def test_a_resume_that_comes_while_it_is_stopped_has_the_last_word(rt: Runtime) -> None:
+    """Whoever stops it may not have waited for its end."""
+    ref = rt.supervise(spec("feed", Threaded))
+    busy, go = threading.Event(), threading.Event()
+
+    def work(self: Any) -> None:
+        busy.set()
+        go.wait(SOON)
+
+    ref.tell(does(work))
+    assert busy.wait(SOON)
+    stopping = threading.Thread(target=ref.stop)
+    stopping.start()
+    wait_until(rt, lambda: ref.state == "stopping")
+    ref.resume()
+    go.set()
+    stopping.join(SOON)
+    come_back(rt, ref, 1)
+    assert ref.ask("hi", timeout=SOON) == ("got", "hi")
+
+
 @both
 def test_a_crash_is_a_restart(rt: Runtime, actor_class: Any) -> None:
     """Told, asked, or by an exit: the asker gets what it raised, who watches is told once, and the next one comes up."""

@@ -31,6 +31,7 @@ from nitinol.errors import (
     RuntimeStopped,
     StorageFailed,
 )
+from nitinol.events import Event
 from nitinol.inputs import (
     Answered,
     Cancel,
@@ -336,18 +337,14 @@ class Cell:
             case "parked" if self.failure is not None:
                 request.answer(self.failure)
                 return
-            case "parked" if isinstance(request.input, Stop):
-                self._write(request.input, self.stopped, request.answer)
-                return
-            case "parked" if isinstance(request.input, Cancel):
-                self._write(request.input, self._wake_waiters, request.answer)
+            case "parked" if isinstance(request.input, (Stop, Cancel)):
+                if not self.services.gateway.when_landed(self.key, partial(self.accept, request)):
+                    then = self.stopped if isinstance(request.input, Stop) else self._wake_waiters
+                    self._write(request.input, then, request.answer)
                 return
             case "parked":
-                request.answer(
-                    AgentParked(
-                        f"agent {self.key!r} is parked: {self.committed.parked_because}; ref.resume() tries again"
-                    )
-                )
+                why = self.committed.parked_because or self.last
+                request.answer(AgentParked(f"agent {self.key!r} is parked: {why}; ref.resume() tries again"))
                 return
             case "stopped":
                 request.answer(self.gone())
@@ -462,7 +459,10 @@ class Cell:
     def _write(
         self, input: Input, then: Callable[[], object], answer: Callable[[Events | BaseException], None] | None = None
     ) -> None:
-        """Decide an input while no incarnation lives, and commit it. A store that fails is waited for."""
+        """Decide an input while no incarnation lives, and commit it. A store that fails is waited for.
+
+        What a stop or a cancel finds in the backlog goes before it: what an attempt came to is known, and is its bill.
+        """
         journal = self.services.journal
 
         def opened(opening: Opening | Exception) -> None:
@@ -471,7 +471,7 @@ class Cell:
                 return
             try:
                 self._read(opening)
-                events, state = step(self.committed, input, self.services.env.now())
+                events, state = self._decided(input)
             except AlreadyResolved as refusal:
                 done(refusal)
                 return
@@ -518,6 +518,14 @@ class Cell:
 
         self.writes += 1
         journal.open(self.key, opened)
+
+    def _decided(self, input: Input) -> tuple[Events, AgentState]:
+        events, state, now = list[Event](), self.committed, self.services.env.now()
+        reports = [report for report in self.backlog or () if isinstance(report, (Answered, Failed))]
+        for each in (*reports, input) if isinstance(input, (Stop, Cancel)) else (input,):
+            more, state = step(state, each, now)
+            events += more
+        return events, state
 
     def _wake_waiters(self) -> None:
         self.services.bus.wake(self.committed.open_run_ids)

@@ -194,7 +194,7 @@ class Follower(System):
         """Refused."""
         raise self._store.refusal(f"agent {key!r} cannot be imported")
 
-    def forget(self, key: str, after_run: str | None = None) -> Future[None]:
+    def forget(self, key: str, after_run: str | None = None, *, owes: bool = False) -> Future[None]:
         """Refused."""
         return _refused(self._store.refusal(f"agent {key!r} cannot be forgotten"))
 

@@ -59,7 +59,7 @@ from nitinol.provider import Delta, ModelInfo, ModelRequest, ModelResponse, Prov
 from nitinol.recording import is_playing
 from nitinol.state import AgentState, later
 from nitinol.tool_spec import Tool
-from nitinol.usage import NO_USAGE, Usage, is_count
+from nitinol.usage import NO_USAGE, Usage, is_count, quarters
 
 CLOSING = 2.0
 """Seconds that a stream may take to close before its agent goes on without its last word."""
@@ -258,8 +258,8 @@ class _Attempt:
         """How many tokens it has: by our estimate, and calibrated."""
         known = request.messages is self.messages
         said = self.state.estimated_tokens if known else sum(map(estimate_tokens, request.messages))
-        words = len(request.instructions or "") + sum(tool.size for tool in request.tools)
-        self.estimated_tokens = said + (words + len(str(request.output_schema or ""))) // 4
+        words = quarters(request.instructions or "") + sum(tool.size for tool in request.tools)
+        self.estimated_tokens = said + (words + quarters(str(request.output_schema or ""))) // 4
         self.input_tokens = self.state.gauge.tokens(self.estimated_tokens)
 
     def _fitted(self, request: ModelRequest) -> ModelRequest:

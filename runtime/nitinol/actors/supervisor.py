@@ -462,7 +462,9 @@ class Supervisor(LoopActor):
     def _wake(self, child: Child, by_hand: bool) -> None:
         if child not in self.children:
             return
-        if self._ending is None:
+        if by_hand and child.stopped:  # it is down soon, and then this is heard: whoever came later has the last word
+            child.stopped += (partial(self.post, Wake(child, by_hand)),)
+        elif self._ending is None:
             self._woken(child, by_hand)
         elif by_hand and child.state in ("parked", "ended", "stopped"):
             child.revive()  # for the next supervisor, if there is one

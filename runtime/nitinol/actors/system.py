@@ -45,10 +45,10 @@ from nitinol.inputs import (
     Stop,
     Warn,
 )
-from nitinol.journal.base import Journal, taken
+from nitinol.journal.base import Journal, Opening, taken
 from nitinol.logs import get_logger
-from nitinol.machine import GRACE, next_due, only_waits
-from nitinol.state import Activity, AgentState
+from nitinol.machine import GRACE, next_due, only_waits, step
+from nitinol.state import Activity, AgentState, BrokenLog
 from nitinol.watchdog import Blocking
 
 T = TypeVar("T")
@@ -300,10 +300,14 @@ class System:
         """Whether the caller is one of the system's loops, or another runtime's, which must never block."""
         return on_a_loop() or self.core.is_current() or self.user.is_current() or self.supervising.is_current()
 
-    def forget(self, key: str, after_run: str | None = None) -> Future[None]:
-        """Drop an agent and its log, once that run has ended. Soon; from any thread, and from a finalizer."""
+    def forget(self, key: str, after_run: str | None = None, *, owes: bool = False) -> Future[None]:
+        """Drop an agent and its log, once that run has ended. Soon; from any thread, and from a finalizer.
+
+        Args:
+            owes: The store says that an attempt of it is open.
+        """
         forgotten: Future[None] = Future()
-        return self._call(forgotten, self._forget, forgotten, key, after_run)
+        return self._call(forgotten, self._forget, forgotten, key, after_run, owes)
 
     def stop(self, drain: float, deadline: float) -> Future[None]:
         """Stop everything: new work is refused, runs get `drain` seconds, all ends within about `deadline` seconds."""
@@ -482,10 +486,13 @@ class System:
             finally:
                 forget()
 
-    def _forget(self, forgotten: Future[None], key: str, after_run: str | None = None) -> None:
+    def _forget(self, forgotten: Future[None], key: str, after_run: str | None = None, owes: bool = False) -> None:
         cell = self.cells.get(key)
         if after_run is not None and cell is not None and cell.committed.run is not None:
             self.bus.when_finished(after_run, partial(self.core.call, self._forget, forgotten, key))
+            return
+        if cell is None and owes:
+            self.journal.open(key, partial(self._forget_opened, forgotten, key))
             return
         with (
             self._lock
@@ -493,10 +500,37 @@ class System:
             cell = self.cells.pop(key, None)
             if cell is not None:
                 cell.stopped()
-        self.ledger.forget(key)
         if cell is not None:
             self.agents.post(Gone(key))
+        if cell is None or not self._settle(cell.committed, cell.epoch):
+            self.ledger.forget(key)
         self.journal.forget(key, partial(resolve, forgotten, None))
+
+    def _forget_opened(self, forgotten: Future[None], key: str, opening: Opening | Exception) -> None:
+        """The log of one that lives only in the store. Whoever has started the key meanwhile has settled what it owes."""
+        if isinstance(opening, Opening) and key not in self.cells:
+            with suppress(BrokenLog):  # it can be forgotten all the same
+                name = opening.events[-1].agent if opening.events else ""
+                state = opening.state or AgentState(key, name, seq=opening.base_seq)
+                if self._settle(state.fold(opening.events), opening.epoch):
+                    self.journal.forget(key, partial(resolve, forgotten, None))
+                    return
+        self._forget(forgotten, key)
+
+    def _settle(self, state: AgentState, epoch: int) -> bool:
+        """Charge one that is forgotten for the attempt that nobody will report on any more, if one is open."""
+        if state.reserved is None:
+            return False
+        events, then = step(state, Stop(reason="forgotten", forgotten=True), self.env.now())
+
+        def committed(error: Exception | None) -> None:
+            if error is None:
+                self.ledger.note(events)
+                self.bus.publish(events)
+            self.ledger.forget(state.key)
+
+        self.journal.append(state.key, epoch, events, then, committed)
+        return True
 
     def _restored(
         self, restored: Future[None], events: Sequence[ev.EventBase], state: AgentState, error: Exception | None
