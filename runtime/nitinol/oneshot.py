@@ -23,9 +23,12 @@ from nitinol.messages import Message, Prompt
 from nitinol.provider import Provider
 from nitinol.result import OutT, RunResult
 from nitinol.runtime import Runtime
+from nitinol.tool_spec import Approval
 
 OnText = Callable[[str], object]
 T = TypeVar("T")
+MOMENT = 0.01
+"""Seconds after which a call is denied that nobody can approve."""
 
 
 @overload
@@ -77,10 +80,8 @@ def run(
         timeout: Seconds to wait; then the run is cancelled and `TimeoutError` raised.
 
     Returns:
-        The result, whatever its status.
-
-    Raises:
-        ConfigurationError: A tool waits for an approval without end, which nobody could give here.
+        The result, whatever its status. A call that waits for an approval without end is denied: nobody could give it here,
+        as with the handle of `stream`.
     """
     shot = _OneShot(prompt, agent, messages, options, is_ours=True)
     began = shot.system.env.monotonic()
@@ -195,9 +196,7 @@ class _OneShot:
         is_ours: bool = False,
     ) -> None:
         runtime, definition = default_runtime(), _definition(agent, options)
-        if is_ours:
-            _check_approvals(definition)
-        self.ref = runtime.start(definition)
+        self.ref = runtime.start(_without_waiting(definition) if is_ours else definition)
         self.system = self.ref._system
         self._handed = False
         try:
@@ -243,15 +242,15 @@ def _definition(agent: Agent[Any] | None, options: dict[str, Any]) -> Agent[Any]
     return agent
 
 
-def _check_approvals(definition: Agent[Any]) -> None:
-    """Nobody holds the handle that could approve a call, and the deadline's clock stands still while one waits."""
-    for tool in definition.tools:
-        if tool.approval is not None and tool.approval.timeout is None:
-            raise ConfigurationError(
-                f"tool {tool.name!r} waits for an approval without end, which nobody can give to run() or arun(); use stream()"
-                " or a Runtime, whose handles approve, or tool.replace(approval=…) with"
-                ' Approval(timeout=…, default="deny" or "approve"), or with False'
-            )
+def _without_waiting(definition: Agent[Any]) -> Agent[Any]:
+    """Nobody holds the handle that could approve a call: one that would wait for ever is denied, and the model is told."""
+    endless = [tool for tool in definition.tools if tool.approval is not None and tool.approval.timeout is None]
+    if not endless:
+        return definition
+    denied = Approval(timeout=MOMENT, default="deny")
+    return definition.replace(
+        tools=[tool.replace(approval=denied) if tool in endless else tool for tool in definition.tools]
+    )
 
 
 def default_runtime() -> Runtime:
