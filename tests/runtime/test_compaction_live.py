@@ -27,7 +27,7 @@ from nitinol.provider import ModelResponse
 from nitinol.retry import Retry
 from nitinol.state import AgentState
 from nitinol.testing import Answer, ScriptedProvider, Wait, call, crash, fail, gate, say
-from nitinol.usage import Usage
+from nitinol.usage import Usage, quarters
 
 WINDOW = 2000
 POLICY = Compaction(reserve_tokens=500, keep_recent_tokens=400)
@@ -46,7 +46,7 @@ class Counting(ScriptedProvider):
         self.refused = 0
 
     async def stream(self, request: ModelRequest, http: Http) -> AsyncIterator[Any]:
-        words = len(request.instructions or "") + sum(tool.size for tool in request.tools)
+        words = quarters(request.instructions or "") + sum(tool.size for tool in request.tools)
         asked = int((sum(map(estimate_tokens, request.messages)) + words // 4) * self.factor)
         assert not faults(request.messages), faults(request.messages)
         if asked > self.window:
