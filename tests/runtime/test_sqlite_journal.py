@@ -292,7 +292,7 @@ def an(cls: type[EventBase], **envelope: Any) -> EventBase:
         "expires_at": 1_700_000_000_123_456_789, "decision": "approve", "input_id": "i", "mode": "steer",
         "estimated": True, "price_source": "table", "run_usage": usage, "run_cost": None, "agent_usage": usage,
         "agent_cost": Decimal("12.34"), "scope": "run:r", "limit": "$1", "spent": "$0.9", "needed": "$0.2", "added": 1,
-        "removed": 2, "budget": {"usd": "1.50", "tokens": 7}, "reserved_tokens": 70, "capped": "store", "tokens": 9,
+        "removed": 2, "budget": {"usd": "1.50", "tokens": 7}, "reserved_tokens": 70, "capped": "store", "tokens": 9, "measure": 2,
         "amount": Decimal("0.02"), "fraction": 0.8, "count": 3, "action": "nudge",
         "echo": "cafe", "context_window": 8000, "tokens_before": 90, "tokens_after": 9, "through": 4, "fallback": "truncate",
         "compacting": Compacted(hidden=3, kept=(0, 2)), "view": Compacted(hidden=3, handoff="so ☃", lost=1, clip=9),
