@@ -66,7 +66,7 @@ def test_a_stalled_stream_is_a_timeout_and_is_tried_again(
 def test_a_stream_that_only_stalls_fails_the_run() -> None:
     """After the attempts of `Retry`, as a timeout, with what it may have cost."""
     with Server(hang((head(connection="close"),))) as server, Runtime(drain=0.0) as rt:
-        agent: Any = Agent(name="a", model=Vendor(server.url), retry=Retry(attempts=2, stall=0.1, base=0.0))
+        agent: Any = Agent(name="a", model=Vendor(server.url), retry=Retry(attempts=2, stall=1.0, base=0.0))
         result = rt.start(agent).ask("go", timeout=SOON)
         assert (result.status, result.error_type) == ("failed", "ProviderTimeout")
         assert len(server.requests) == 2
