@@ -599,8 +599,8 @@ class TestTime:
 
         async def work(pool: HttpPool) -> list[bytes]:
             seen: list[bytes] = []
-            async for data in pool.session(stall=0.1).sse("POST", server.url):
-                await asyncio.sleep(0.3)
+            async for data in pool.session(stall=0.4).sse("POST", server.url):
+                await asyncio.sleep(0.6)
                 seen.append(data)
             return seen
 

@@ -48,7 +48,7 @@ def test_a_stalled_stream_is_a_timeout_and_is_tried_again(
     monkeypatch.setenv("NITINOL_HTTP_TRANSPORT", transport)
     stalls = hang(pieces)
     with Server(stalls, stream(b"data: whole\n\n")) as server, Runtime(drain=0.0) as rt:
-        agent: Any = Agent(name="a", model=Vendor(server.url), retry=Retry(stall=0.3, base=0.0))
+        agent: Any = Agent(name="a", model=Vendor(server.url), retry=Retry(stall=0.8, base=0.0))
         ref = rt.start(agent)
         result = ref.ask("go", timeout=SOON)
         assert stalls.closed.wait(SOON)
@@ -56,7 +56,7 @@ def test_a_stalled_stream_is_a_timeout_and_is_tried_again(
         log = log_of(ref)
         (failed,) = (event for event in log if event.type == "model.failed")
         assert (failed.error_type, failed.retryable) == ("ProviderTimeout", True)
-        assert "no byte for 0.3 seconds" in failed.error
+        assert "no byte for 0.8 seconds" in failed.error
         discarded = [event.characters for event in log if event.type == "model.discarded"]
         assert discarded == ([len("some")] if len(pieces) > 1 else [])
         assert [event.attempt for event in log if event.type == "usage.updated"] == [1, 2]
