@@ -429,15 +429,21 @@ def test_a_stop_in_mid_answer_is_in_the_bill(forget: bool, tmp_path: Path) -> No
         assert rt._system.journal.heads(reserved=True) == []  # pyright: ignore[reportPrivateUsage]
 
 
-def test_what_an_imported_agent_has_in_flight_counts_as_spent(tmp_path: Path) -> None:
-    """Until it comes back, and its row of the bill says what that was."""
+def exported_in_flight(path: Path) -> list[str]:
+    """An agent `k`, as lines of JSON, of which an attempt was open."""
     held = gate("late")
-    with Runtime(tmp_path / "a.db") as rt, rt.subscribe("model.started") as events:
+    with Runtime(path) as rt, rt.subscribe("model.started") as events:
         handle = rt.start(scripted([held]), key="k").send("go")
         wait_for(events, "model.started")
         lines = list(rt.export_agent("k"))
         held.release()
         handle.result(SOON)
+    return lines
+
+
+def test_what_an_imported_agent_has_in_flight_counts_as_spent(tmp_path: Path) -> None:
+    """Until it comes back, and its row of the bill says what that was."""
+    lines = exported_in_flight(tmp_path / "a.db")
     with Runtime(tmp_path / "b.db", budget=Budget(usd="0.5")) as rt:
         rt.import_agent(lines)
         assert rt.start(scripted(hello), key="other").ask("go", timeout=SOON).status == "budget_exceeded"
@@ -445,13 +451,7 @@ def test_what_an_imported_agent_has_in_flight_counts_as_spent(tmp_path: Path) ->
 
 def test_who_is_forgotten_in_the_store_alone_has_paid(tmp_path: Path) -> None:
     """An attempt that its last process left open is owed as it was reserved: its bill stays, and so does its money."""
-    held = gate("late")
-    with Runtime(tmp_path / "a.db") as rt, rt.subscribe("model.started") as events:
-        handle = rt.start(scripted([held]), key="k").send("go")
-        wait_for(events, "model.started")
-        lines = list(rt.export_agent("k"))
-        held.release()
-        handle.result(SOON)
+    lines = exported_in_flight(tmp_path / "a.db")
     path = tmp_path / "b.db"
     with Runtime(path, budget=Budget(usd=1)) as rt, rt.subscribe("usage.updated") as events:
         rt.import_agent(lines)
